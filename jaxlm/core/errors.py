@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that are a person's to mend, and the exit codes they end in.
+
+A `UserError` is one line: what was wrong, the value received, what is allowed, what to do next.
+The command line prints it without a traceback and exits with `exit_code`.  Everything else that
+is raised is a bug, and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; the message is the whole report."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration value that is unknown, of the wrong type, out of range or contradictory."""
+
+
+class DataError(UserError):
+    """Source text or a prepared corpus that cannot be used."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer that is missing, damaged, or not the one the data was made with."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+
+class RunError(UserError):
+    """A run directory that cannot be used as asked."""
+
+
+class NonFiniteError(UserError):
+    """The loss or the gradient stopped being finite; the refused update never touched the state."""
+
+    exit_code = 3

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-head attention with grouped keys and values: projections, RoPE, cache, softmax, output.
+
+Legend: B batch  T query positions  S key positions  D model width  N query heads  K kv heads
+        H head width
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.nn import init
+from jaxlm.nn.norm import RMSNorm
+from jaxlm.nn.rope import apply_rope
+from pallas_kernels.attention.api import Impl, attention
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the positions so far; slot s holds position s."""
+
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+
+
+class Where(NamedTuple):
+    """What attention needs to know of each position, the same for every layer."""
+
+    rope: tuple[jax.Array, jax.Array]  # tables of nn/rope.py
+    segment_ids_BT: jax.Array | None  # packed rows
+    offset_B: jax.Array | None  # position of the first query, when a cache is given
+
+
+class Attention(nn.Module):
+    """(B, T, D) -> (B, T, D).  Numerics: scores and softmax in f32, products in x's dtype."""
+
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    num_layers: int  # of the whole model, for the initial scale
+    window: int | None
+    softcap: float | None
+    has_sinks: bool
+    qk_norm_eps: float | None  # None: queries and keys are not normalised
+    impl: Impl
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, where: Where, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None]:
+        D, N, K, H = x_BTD.shape[-1], self.num_heads, self.kv_heads, self.head_dim
+        q_axes, kv_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        wq_DNH = init.param(self, "wq", init.reads(D), (D, N, H), q_axes)
+        wk_DKH = init.param(self, "wk", init.reads(D), (D, K, H), kv_axes)
+        wv_DKH = init.param(self, "wv", init.reads(D), (D, K, H), kv_axes)
+        wo_NHD = init.param(
+            self, "wo", init.writes(N * H, self.num_layers), (N, H, D), ("heads", "head_dim", "embed")
+        )
+        sinks_N = init.param(self, "sinks", init.zeros, (N,), ("heads",)) if self.has_sinks else None
+
+        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, wq_DNH.astype(x_BTD.dtype))
+        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, wk_DKH.astype(x_BTD.dtype))
+        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, wv_DKH.astype(x_BTD.dtype))
+        if self.qk_norm_eps is not None:
+            q_BTNH = RMSNorm(self.qk_norm_eps, axis="head_dim", name="q_norm")(q_BTNH)
+            k_BTKH = RMSNorm(self.qk_norm_eps, axis="head_dim", name="k_norm")(k_BTKH)
+        q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)
+        q_BTNH = nn.with_logical_constraint(q_BTNH, ("batch", "seq", "heads", "head_dim"))
+
+        mask = dict(window=self.window, softcap=self.softcap, sinks_N=sinks_N)
+        if cache is None:
+            ids = where.segment_ids_BT
+            ids = None if ids is None else (ids, ids)
+            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids=ids, impl=self.impl, **mask)
+        else:
+            cache = KVCache(*map(_write_at(where.offset_B), cache, (k_BTKH, v_BTKH)))
+            out_BTNH = attention(q_BTNH, *cache, q_offset=where.offset_B, **mask)
+        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, wo_NHD.astype(x_BTD.dtype)), cache
+
+
+def _write_at(offset_B: jax.Array):
+    """Writes new rows (B, T, ...) into slots (B, S, ...) from each batch element's offset on."""
+    write_row = lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(slots, new, at, axis=0)
+    return lambda slots, new: jax.vmap(write_row)(slots, new.astype(slots.dtype), offset_B)

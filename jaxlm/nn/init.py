@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every initialiser of the model, and the one way to declare a parameter.
+
+| parameter                     | distribution                               | why                          |
+|-------------------------------|--------------------------------------------|------------------------------|
+| embedding, output matrix      | normal, std 0.02                           | logits start near zero       |
+| matrices that read a stream   | normal, std 1/sqrt(fan in)                 | keeps the scale of its input |
+| matrices that write residuals | normal, std 1/sqrt(fan in * 2 * layers)    | the sum over depth stays O(1)|
+| norm scales                   | ones                                       | starts as plain RMSNorm      |
+| attention sinks               | zeros                                      | one token's worth of nothing |
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+EMBED_STD = 0.02
+ones = nn.initializers.ones_init()
+zeros = nn.initializers.zeros_init()
+
+
+def embed() -> nn.initializers.Initializer:
+    return nn.initializers.normal(EMBED_STD)
+
+
+def reads(fan_in: int) -> nn.initializers.Initializer:
+    return nn.initializers.normal(1.0 / math.sqrt(fan_in))
+
+
+def writes(fan_in: int, num_layers: int) -> nn.initializers.Initializer:
+    return nn.initializers.normal(1.0 / math.sqrt(fan_in * 2 * num_layers))
+
+
+def param(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+) -> jax.Array:
+    """Declares an f32 parameter whose dimensions carry logical axis names (sharding/rules.py)."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric that a run may write: its unit, which way is better, how it is reduced.
+
+Standard library only.  A name that is not here is refused by the writer, so a reader of
+telemetry.jsonl never meets a number that nothing explains.
+"""
+
+import dataclasses
+from typing import Literal
+
+Direction = Literal["lower", "higher", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricSpec:
+    """One metric.  `reduction` says how it came from devices and micro-batches."""
+
+    unit: str
+    direction: Direction
+    reduction: Literal["token mean", "sum", "global", "last"]
+    meaning: str
+
+
+METRICS: dict[str, MetricSpec] = {
+    "train/loss_nats": MetricSpec("nats/token", "lower", "token mean", "cross-entropy of the batch before the update"),
+    "train/z_loss": MetricSpec("nats^2/token", "none", "token mean", "squared log-normaliser, unweighted"),
+    "train/accuracy_frac": MetricSpec("fraction", "higher", "token mean", "positions whose likeliest token was right"),
+    "train/tokens": MetricSpec("tokens", "none", "sum", "targets in the batch that count"),
+    "train/is_refused": MetricSpec("0 or 1", "lower", "global", "the update was not finite and was not applied"),
+    "grad/norm_l2": MetricSpec("nats/token", "none", "global", "norm of the whole gradient before clipping"),
+    "update/ratio_rms": MetricSpec("fraction", "none", "global", "rms of the update over rms of the parameters"),
+    "optim/lr": MetricSpec("1", "none", "last", "learning rate of the update"),
+    "data/tokens_seen": MetricSpec("tokens", "none", "sum", "counted targets since the run began"),
+    "data/epoch": MetricSpec("epochs", "none", "last", "passes over the training rows, over all corpora"),
+    "eval/bpb": MetricSpec("bits/byte", "lower", "global", "validation nats / (ln 2 * validation bytes)"),
+    "eval/loss_nats": MetricSpec("nats/token", "lower", "token mean", "validation cross-entropy"),
+    "eval/accuracy_frac": MetricSpec("fraction", "higher", "token mean", "validation positions predicted right"),
+    "eval/tokens": MetricSpec("tokens", "none", "sum", "validation targets scored"),
+    "eval/bytes": MetricSpec("bytes", "none", "sum", "text bytes those targets stand for"),
+    "perf/step_time_s": MetricSpec("s", "lower", "last", "wall time from one update's metrics to the next's"),
+    "perf/tokens_per_s": MetricSpec("tokens/s", "higher", "last", "positions trained per second, padding included"),
+    "perf/mfu_frac": MetricSpec("fraction", "higher", "last", "model FLOPs per second / peak of the devices"),
+    "perf/data_wait_s": MetricSpec("s", "lower", "last", "time the loop waited for its batch"),
+}
+
+
+def spec_of(name: str) -> MetricSpec:
+    """The spec of a metric; `eval/bpb@web` is eval/bpb of one corpus.  Raises KeyError if unknown."""
+    return METRICS[name.partition("@")[0]]
+
+
+def is_better(name: str, a: float, b: float) -> bool:
+    """Whether a beats b in the metric's own direction.  Raises ValueError where none is better."""
+    direction = spec_of(name).direction
+    if direction == "none":
+        raise ValueError(f"{name} has no better direction")
+    return a < b if direction == "lower" else a > b
