@@ -8,8 +8,9 @@ Standard library only; works without gin:
 """
 
 import dataclasses
+from typing import Any
 
-from jaxlm.core.canonical import content_id
+from jaxlm.core.canonical import content_id, to_jsonable
 from jaxlm.core.checks import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.data.config import DataConfig
@@ -52,8 +53,28 @@ class RunConfig:
 
     @property
     def config_id(self) -> str:
-        """sha256 of the canonical JSON: equal configs, equal ids."""
-        return content_id(self)
+        """sha256 of `identity`: runs of one id compute the same, on one mesh to the bit."""
+        return content_id(identity(self))
+
+
+# Fields that decide where and how often, not what is computed: they may change when a run resumes.
+OPERATIONAL = {
+    "mesh": None,  # the whole section
+    "data": ("cache_dir", "read_threads", "prefetch"),
+    "train": (
+        "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "profile_steps",
+        "eval_every", "eval_batches", "sample_every", "sample_prompts", "sample_tokens",
+    ),
+}  # fmt: skip
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The config as plain values, without the operational fields."""
+    values = to_jsonable(config)
+    for section, fields in OPERATIONAL.items():
+        for field in list(values[section]) if fields is None else fields:
+            del values[section][field]
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

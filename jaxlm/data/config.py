@@ -20,9 +20,14 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         ok = bool(self.name) and self.name.replace("-", "").replace("_", "").isalnum()
         require(ok, "CorpusConfig.name", self.name, "letters, digits, '-' and '_'")
-        require(bool(self.source), "CorpusConfig.source", self.source, "'stdlib', a directory or a glob")
         require(
-            math.isfinite(self.weight) and self.weight >= 0, f"CorpusConfig.weight of {self.name!r}", self.weight, ">= 0"
+            bool(self.source), "CorpusConfig.source", self.source, "'stdlib', a directory or a glob"
+        )
+        require(
+            math.isfinite(self.weight) and self.weight >= 0,
+            f"CorpusConfig.weight of {self.name!r}",
+            self.weight,
+            ">= 0",
         )
 
 
@@ -61,23 +66,37 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.seq_len > 1, "DataConfig.seq_len", self.seq_len, "> 1")
         require(self.batch_size > 0, "DataConfig.batch_size", self.batch_size, "> 0")
-        require(0 < self.valid_frac < 1, "DataConfig.valid_frac", self.valid_frac, "between 0 and 1")
+        require(
+            0 < self.valid_frac < 1, "DataConfig.valid_frac", self.valid_frac, "between 0 and 1"
+        )
         require(self.read_threads >= 1, "DataConfig.read_threads", self.read_threads, ">= 1")
         require(self.prefetch >= 1, "DataConfig.prefetch", self.prefetch, ">= 1")
         require(self.seed >= 0, "DataConfig.seed", self.seed, ">= 0")
         names = [c.name for c in self.corpora]
         require(len(names) > 0, "DataConfig.corpora", names, "at least one corpus")
-        require(len(set(names)) == len(names), "DataConfig.corpora", names, "corpora of different names")
-        require(sum(c.weight for c in self.corpora) > 0, "DataConfig.corpora", "weights that sum to 0", "of a positive total weight")
+        require(
+            len(set(names)) == len(names), "DataConfig.corpora", names, "corpora of different names"
+        )
+        require(
+            sum(c.weight for c in self.corpora) > 0,
+            "DataConfig.corpora",
+            "weights that sum to 0",
+            "of a positive total weight",
+        )
         self._check_weight_schedule()
 
     def _check_weight_schedule(self) -> None:
         field, steps = "DataConfig.weight_schedule", [step for step, _ in self.weight_schedule]
-        require(steps == sorted(set(steps)), field, steps, "in ascending order of step, each step once")
+        require(
+            steps == sorted(set(steps)), field, steps, "in ascending order of step, each step once"
+        )
         require(not steps or steps[0] == 0, field, steps, "started at step 0")
         for step, weights in self.weight_schedule:
             require(
-                len(weights) == len(self.corpora), f"{field} at step {step}", weights, f"one weight for each of {len(self.corpora)} corpora"
+                len(weights) == len(self.corpora),
+                f"{field} at step {step}",
+                weights,
+                f"one weight for each of {len(self.corpora)} corpora",
             )
             ok = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
             require(ok, f"{field} at step {step}", weights, "weights >= 0 of a positive sum")

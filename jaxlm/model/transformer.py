@@ -12,6 +12,7 @@ Legend: B batch  T positions  S cache slots  D model width  K kv heads  H head w
 import dataclasses
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -179,8 +180,8 @@ class Model:
         c = self.config
         period = len(c.layer_pattern)
         shape = (c.num_layers // period, batch, num_slots, c.kv_heads, c.head_width)
-        zeros = jnp.zeros(shape, c.compute_dtype)
-        return tuple(KVCache(zeros, zeros) for _ in range(period))
+        zeros = partial(jnp.zeros, shape, c.compute_dtype)
+        return tuple(KVCache(zeros(), zeros()) for _ in range(period))
 
     def apply_cached(
         self, params: Params, tokens_BT: jax.Array, caches: tuple[KVCache, ...], offset_B: jax.Array

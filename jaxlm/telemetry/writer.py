@@ -59,7 +59,9 @@ def _drop_torn_tail(path: Path) -> None:
 
 
 def read_rows(run_dir: Path, kind: str | None = None) -> Iterator[Row]:
-    """Rows in the order they were written; a torn last line is left out."""
+    """Rows in the order they were written; none without a file; a torn last line is left out."""
+    if not (run_dir / FILE_NAME).exists():
+        return
     with open(run_dir / FILE_NAME, encoding="utf-8") as f:
         for line in f:
             if line.endswith("\n"):

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments and device set-up that several commands share.  Imports no jax until asked to."""
+
+import argparse
+import os
+from pathlib import Path
+
+from jaxlm.core.errors import ConfigError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="+", help="gin files; later ones override")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a field with a gin expression, e.g. --set OptimConfig.peak_lr=3e-4; repeatable",
+    )  # fmt: skip
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("devices", "TPU, SLURM and GKE jobs need none of these")
+    group.add_argument("--cpu-devices", type=int, metavar="N", help="simulate N devices on the CPU")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="processes in all")
+    group.add_argument("--process-id", type=int, metavar="I", help="this process, from 0")
+
+
+def set_up_devices(args: argparse.Namespace) -> None:
+    """Platform, processes and compile cache; before anything else touches a device.
+
+    Raises ConfigError for flags that do not fit together or a coordinator that does not answer.
+    """
+    if args.cpu_devices is not None and args.cpu_devices < 1:
+        raise ConfigError(f"--cpu-devices must be >= 1, got {args.cpu_devices}")
+    flags = (args.coordinator, args.num_processes, args.process_id)
+    if any(f is not None for f in flags) and None in flags:
+        raise ConfigError("--coordinator, --num-processes and --process-id go together; give all three")
+    if args.num_processes is not None and not 0 <= args.process_id < args.num_processes:
+        raise ConfigError(f"--process-id must be in 0..{args.num_processes - 1}, got {args.process_id}")
+
+    import jax
+
+    if args.cpu_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", args.cpu_devices)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxlm" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if args.coordinator is not None:
+        _join(jax, coordinator_address=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+    elif _is_cluster_job():
+        _join(jax)  # the address comes from the cluster's environment
+
+
+def _is_cluster_job() -> bool:
+    """Whether the environment names peers: SLURM, Open MPI, Cloud TPU or GKE."""
+    counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    if any(int(os.environ.get(name, "1")) > 1 for name in counts):
+        return True
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "JAX_COORDINATOR_ADDRESS" in os.environ
+
+
+def _join(jax, **where) -> None:
+    try:
+        # heartbeat: how soon a killed peer is noticed; its default of 100 s is rented time
+        jax.distributed.initialize(**where, initialization_timeout=120, heartbeat_timeout_seconds=20)
+    except (RuntimeError, ValueError) as e:
+        place = where.get("coordinator_address", "the cluster's coordinator")
+        raise ConfigError(f"cannot join the other processes at {place}: {str(e).splitlines()[0]}") from e

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxlm eval RUN`: bits per byte on the validation text of the run's corpora."""
+
+import argparse
+import json
+from pathlib import Path
+
+from jaxlm.cli.common import add_device_arguments, set_up_devices
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory that `jaxlm train` made")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    set_up_devices(args)
+
+    from jaxlm.data.loader import BatchSource
+    from jaxlm.data.prepare import prepare
+    from jaxlm.telemetry.display import make_display
+    from jaxlm.train.restore import restore_run
+    from jaxlm.train.setup import on_mesh
+    from jaxlm.train.validate import validate
+
+    trained = restore_run(args.run_dir)
+    data = prepare(trained.config.data)
+    source = BatchSource(data, trained.config.data, split="valid")
+    with on_mesh(trained.trainer.mesh):
+        metrics = validate(trained.trainer, trained.params, source)
+    if args.json:
+        print(json.dumps({"step": trained.step, **metrics}))
+    else:
+        rows = {name: f"{value:,.4f}" for name, value in metrics.items()}
+        make_display().table(f"{args.run_dir} after update {trained.step}", rows)
+    return 0

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxlm train CONFIG`: train a model; the same command again goes on with a stopped run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from jaxlm.cli.common import add_config_arguments, add_device_arguments, set_up_devices
+
+STOPPED = 75  # "try again later" in sysexits.h: schedulers may restart the same command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--run", type=Path, dest="run_dir", metavar="DIR", help="run directory (runs/<config's name>)")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the numbers, train nothing")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0 when completed, 75 when stopped and to be continued."""
+    from jaxlm.cli.gin_edge import load
+
+    config = load(args.config, args.overrides)  # a mistake ends here, before jax is imported
+    run_dir = args.run_dir or Path("runs") / Path(args.config[-1]).stem
+    set_up_devices(args)
+
+    import jax
+
+    from jaxlm.config import resolve
+    from jaxlm.telemetry.display import NullDisplay, make_display
+    from jaxlm.train.session import describe, run_training, summary_table
+
+    display = make_display(config.train.log_every) if jax.process_index() == 0 else NullDisplay()
+    if args.dry_run:
+        display.table("run", describe(resolve(config, jax.device_count())))
+        return 0
+    gin_text = "".join(Path(p).read_text(encoding="utf-8") for p in args.config)
+    gin_text += "".join(f"\n{text}" for text in args.overrides)
+    summary = run_training(config, run_dir, gin_text, display)
+    display.table(str(run_dir), summary_table(summary) | {"report": str(run_dir / "report.html")})
+    if summary["status"] == "completed":
+        return 0
+    print(f"stopped after update {summary['step']}; the same command goes on from there", file=sys.stderr)
+    return STOPPED

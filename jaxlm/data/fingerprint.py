@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sha256 of source files, taken again only where size or time of change differ."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxlm.core.canonical import file_sha256, write_json_atomic
+from jaxlm.data.cache import writing
+from jaxlm.data.source import readable
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFile:
+    """A file as it was when its hash was taken."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+    sha256: str
+
+
+def fingerprint(files: Sequence[Path], memory: Path) -> tuple[list[SourceFile], str | None]:
+    """The files with their hashes, and what changed since the last call in a few words, or None.
+
+    `memory` is the file that keeps the hashes from call to call.
+    """
+    known = _recall(memory)
+    found = [_hash(path, known.get(str(path))) for path in files]
+    if found != list(known.values()):
+        with writing(memory):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(memory, found)
+    return found, _what_changed(known, {f.path: f for f in found}) if known else None
+
+
+def _recall(memory: Path) -> dict[str, SourceFile]:
+    try:
+        return {f["path"]: SourceFile(**f) for f in json.loads(memory.read_text())}
+    except FileNotFoundError:
+        return {}
+
+
+def _hash(path: Path, known: SourceFile | None) -> SourceFile:
+    with readable(path):
+        stat = path.stat()
+        if known and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return known
+        return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, file_sha256(path))
+
+
+def _what_changed(old: dict[str, SourceFile], new: dict[str, SourceFile]) -> str | None:
+    changes = [f"{path} was removed" for path in old if path not in new]
+    changes += [f"{path} was added" for path in new if path not in old]
+    common = old.keys() & new.keys()
+    changes += [f"{p} changed" for p in sorted(common) if old[p].sha256 != new[p].sha256]
+    more = f" and {len(changes) - 1} more changes" if len(changes) > 1 else ""
+    return changes[0] + more if changes else None

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host rows to a global array: each process reads and gives only the rows its devices hold.
+
+Legend: B batch over all processes  T positions
+"""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxlm.sharding.rules import ROWS
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The span of rows that this process's devices hold of a global batch."""
+    spans = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,)).values()
+    bounds = [index[0].indices(batch_size) for index in spans]
+    return slice(min(lo for lo, _, _ in bounds), max(hi for _, hi, _ in bounds))
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int, rows: slice) -> dict[str, jax.Array]:
+    """Arrays (B, ...) over the mesh from this process's `rows` of each."""
+    sharding = NamedSharding(mesh, ROWS)
+
+    def place(local: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            lo, hi, _ = index[0].indices(batch_size)
+            return local[lo - rows.start : hi - rows.start]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+    return {name: place(local) for name, local in batch.items()}

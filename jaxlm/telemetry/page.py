@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One self-contained HTML page: page.css and page.js inlined, nothing fetched.  Standard library only."""
+
+import os
+from html import escape
+from pathlib import Path
+
+
+def page(title: str, body: str) -> str:
+    """A whole document; `title` is text, `body` is HTML."""
+    here = Path(__file__).parent
+    css, js = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style></head>\n"
+        f"<body>\n{body}\n<script>\n{js}</script></body></html>\n"
+    )
+
+
+def write_page(path: Path, html: str) -> None:
+    """Replaces the file whole, so that a browser never loads half a page."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tmp.write_text(html, encoding="utf-8", errors="replace")  # a lone surrogate from bad text
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: Orbax writes the arrays, a sealed manifest says that they are whole.
+
+    checkpoints/00000500/state/...       Orbax, written in the background
+    checkpoints/00000500/manifest.json   written last: step, data position, leaves, checksums
+
+A checkpoint exists once its manifest does.  Orbax does not checksum array payloads, so every file
+is checked against the manifest before it is restored; a damaged checkpoint is passed over, loudly,
+for the one before.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxlm.core.canonical import write_json_atomic
+from jaxlm.core.errors import CheckpointError
+from jaxlm.train.state import TrainState
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to.  batch(step) is a function of data_id, so step is its position."""
+
+    config_id: str
+    data_id: str
+
+
+class Checkpointer:
+    """Saves one run's states.  At most one save is in flight."""
+
+    def __init__(self, directory: Path, keep: int, identity: Identity) -> None:
+        self._directory, self._keep, self._identity = directory.absolute(), keep, identity
+        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")
+        self._sealing: concurrent.futures.Future[None] | None = None
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._remove_unsealed()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Returns once the state is copied to the host; files are written and sealed behind.
+
+        Raises CheckpointError when the save before this one failed.
+        """
+        self.wait()
+        path = self._path(step)
+        if (path / MANIFEST).exists():
+            return
+        try:
+            self._orbax.save(path / "state", args=ocp.args.StandardSave(state), force=True)
+        except (OSError, ValueError) as e:  # Orbax reports a full disk as ValueError
+            raise CheckpointError(f"cannot save {path}: {_first_line(e)}") from e
+        leaves = _describe(state)
+        self._sealing = self._sealer.submit(self._finish, step, leaves)
+
+    def wait(self) -> None:
+        """Until the save in flight stands on disk.  Raises CheckpointError if it failed."""
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._sealer.shutdown()
+            self._orbax.close()
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"{step:08d}"
+
+    def _finish(self, step: int, leaves: dict[str, Any]) -> None:
+        """Waits for Orbax, seals, drops what is too old.  Runs on the sealer's thread."""
+        path = self._path(step)
+        try:
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                position = dataclasses.asdict(self._identity) | {"step": step, "next_batch": step}
+                files = dict(zip(*_checksums(path / "state"), strict=True))
+                manifest = {"format": FORMAT, **position, "leaves": leaves, "files": files}
+                write_json_atomic(path / MANIFEST, manifest)
+                for old in list_checkpoints(self._directory)[: -self._keep]:
+                    _remove(self._path(old))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"cannot save {path}: {_first_line(e)}") from e
+
+    def _remove_unsealed(self) -> None:
+        """What a crash left behind: unsealed steps, Orbax's temporary folders, half-removed steps."""
+        for path in self._directory.iterdir():
+            if path.is_dir() and not (path / MANIFEST).exists():
+                shutil.rmtree(path)
+
+
+def restore(directory: Path, step: int, like: TrainState, data_id: str | None = None) -> TrainState:
+    """The state of a sealed checkpoint, on the shardings of `like` (abstract arrays).
+
+    Raises CheckpointError for damage, for a tree, shape or dtype other than `like`'s, and for
+    other data than `data_id` when that is given.
+    """
+    path = directory.absolute() / f"{step:08d}"
+    manifest = verify(path)
+    _check_leaves(path, manifest["leaves"], _describe(like))
+    if data_id not in (None, manifest["data_id"]):
+        raise CheckpointError(
+            f"{path} was trained on other data (id {manifest['data_id'][:12]}, now {data_id[:12]}): "
+            "the text, the tokenizer or the packing changed; restore it, or start anew with --run"
+        )
+    with ocp.StandardCheckpointer() as orbax:
+        return orbax.restore(path / "state", like)
+
+
+def list_checkpoints(directory: Path) -> list[int]:
+    """Steps of the sealed checkpoints in a folder, ascending."""
+    return sorted(int(p.parent.name) for p in directory.glob(f"[0-9]*/{MANIFEST}"))
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as sealed.  Raises CheckpointError."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path / MANIFEST} cannot be read: {_first_line(e)}") from e
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+    names, sums = _checksums(path / "state")
+    found = dict(zip(names, sums, strict=True))
+    for name, want in manifest["files"].items():
+        if found.get(name) != want:
+            what = "is missing" if name not in found else f"is damaged: {found[name]}, sealed as {want}"
+            raise CheckpointError(f"{path / 'state' / name} {what}")
+    return manifest
+
+
+def _checksums(root: Path) -> tuple[list[str], list[dict[str, int]]]:
+    """Names and {size, crc32} of every file below a folder, read in parallel."""
+    names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return names, list(pool.map(lambda name: _checksum(root / name), names))
+
+
+def _checksum(path: Path) -> dict[str, int]:
+    crc = size = 0
+    with open(path, "rb") as f:
+        while block := f.read(1 << 22):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return {"crc32": crc, "size": size}
+
+
+def _describe(state: TrainState) -> dict[str, Any]:
+    """Path -> [shape, dtype] of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(k): [list(x.shape), str(np.dtype(x.dtype))] for k, x in leaves}
+
+
+def _check_leaves(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differences: Iterator[str] = (
+        f"{leaf}: saved {saved.get(leaf, 'nothing')}, the model has {wanted.get(leaf, 'nothing')}"
+        for leaf in sorted(saved.keys() | wanted.keys())
+        if saved.get(leaf) != wanted.get(leaf)
+    )
+    if first := next(differences, None):
+        more = sum(1 for _ in differences)
+        raise CheckpointError(f"{path} is of another model: {first}" + (f" (and {more} more)" if more else ""))
+
+
+def _remove(path: Path) -> None:
+    """Takes the seal first: a crash in between leaves nothing that looks like a checkpoint."""
+    (path / MANIFEST).unlink()
+    shutil.rmtree(path)
+
+
+def _first_line(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def newest_whole(directory: Path, note: Any) -> int | None:
+    """Step of the newest checkpoint that verifies; each damaged one is reported through `note`.
+
+    Raises CheckpointError when there are checkpoints and none is whole.
+    """
+    steps = list_checkpoints(directory)
+    for step in reversed(steps):
+        try:
+            verify(directory / f"{step:08d}")
+            return step
+        except CheckpointError as e:
+            note(f"passing over a damaged checkpoint: {e}")
+    if steps:
+        raise CheckpointError(f"all checkpoints in {directory} are damaged: {steps}; start anew with --run")
+    return None

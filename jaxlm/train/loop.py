@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: the only place with a clock, a writer and a `for`.
+
+The host reads the metrics of update n after it has dispatched update n + 1, so the device never
+waits for the host.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxlm.config import Resolved, RunConfig
+from jaxlm.core.errors import NonFiniteError
+from jaxlm.core.types import Batch, Metrics
+from jaxlm.data.loader import BatchSource
+from jaxlm.data.prepare import PreparedData
+from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.generate import Generator, Sampling
+from jaxlm.sharding.feed import local_rows, to_global
+from jaxlm.telemetry.display import Display
+from jaxlm.telemetry.hardware import peak_flops
+from jaxlm.telemetry.writer import JsonlWriter, Writer, latest_rows
+from jaxlm.train.checkpoint import Checkpointer, Identity, newest_whole, restore
+from jaxlm.train.reporter import Reporter
+from jaxlm.train.run_dir import CHECKPOINTS, append_json
+from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.state import TrainState
+from jaxlm.train.stop import StopRequest
+from jaxlm.train.validate import validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How this process's part of a run ended."""
+
+    status: str  # completed | preempted
+    step: int
+    final: dict[str, float] | None  # validation metrics; None unless completed
+    wall_time_s: float
+    tokens_per_s: float | None  # median over the updates
+
+
+def train(run: "Run", stop: StopRequest) -> Outcome:
+    """Trains from the newest checkpoint, or from scratch, to the end or until asked to stop.
+
+    Raises NonFiniteError when an update was refused, CheckpointError when a save failed.
+    """
+    config, start_time = run.config.train, time.perf_counter()
+    state, first = run.initial_state()
+    run.display.start(first, config.num_steps)
+    batches = run.batches(first, config.num_steps)
+    step, pending, saved = first, None, first  # pending: metrics that the host has not read yet
+    while step < config.num_steps and not stop.should_stop(step):
+        wait_start = time.perf_counter()
+        batch = next(batches)
+        data_wait_s = time.perf_counter() - wait_start
+        with run.profiling(step + 1):
+            state, metrics = run.trainer.step(state, batch)
+        step += 1
+        if pending is not None:
+            run.report(*pending)
+        pending = (step, metrics, data_wait_s)
+
+        is_last = step == config.num_steps
+        evaluates = step % config.eval_every == 0 and not is_last
+        samples = config.sample_every is not None and step % config.sample_every == 0 and not is_last
+        saves = step % config.checkpoint_every == 0 and not is_last
+        if evaluates or samples or saves:
+            run.report(*pending)  # the state must be known to be sound
+            pending = None
+            if saves:
+                run.checkpoints.save(step, state)
+                saved = step
+            if evaluates:
+                run.evaluate(state, step, config.eval_batches)
+            if samples:
+                run.sample(state, step)
+            run.reporter.paused()
+
+    if pending is not None:
+        run.report(*pending)
+    if step > saved:
+        run.checkpoints.save(step, state)
+    final = None
+    if step == config.num_steps:
+        final = run.evaluate(state, step, None)
+        run.sample(state, step)
+    run.checkpoints.wait()
+    speeds = run.reporter.step_times
+    tokens_per_s = run.resolved.tokens_per_step / statistics.median(speeds) if speeds else None
+    status = "preempted" if final is None else "completed"
+    return Outcome(status, step, final, time.perf_counter() - start_time, tokens_per_s)
+
+
+class Run:
+    """What the loop holds on to, and what it does every so many updates."""
+
+    def __init__(
+        self, config: RunConfig, resolved: Resolved, data: PreparedData, run_dir: Path, display: Display
+    ) -> None:
+        self.config, self.resolved = config, resolved
+        self.run_dir, self.display = run_dir, display
+        self.tokenizer = load_tokenizer(data.tokenizer_path, sha256=data.tokenizer_sha256)
+        self.trainer: Trainer = build_trainer(config, self.tokenizer.bytes_per_token_V)
+        self.train_source = BatchSource(data, config.data, split="train")
+        self.valid_source = BatchSource(data, config.data, split="valid")
+        self.rows = local_rows(self.trainer.mesh, config.data.batch_size)
+        self.generator = Generator(self.trainer.model)
+        self.is_main = jax.process_index() == 0
+        self.identity = Identity(config.config_id, data.data_id)
+        keep = config.train.keep_checkpoints
+        self.checkpoints = Checkpointer(run_dir / CHECKPOINTS, keep, self.identity)
+        self.writers: list[Writer] = [JsonlWriter(run_dir)] if self.is_main else []
+        if config.train.tensorboard and self.is_main:
+            from jaxlm.telemetry.tensorboard import TensorBoardWriter  # an extra
+
+            self.writers.append(TensorBoardWriter(run_dir))
+        device_peak, _ = peak_flops(jax.devices()[0], config.model.compute_dtype)
+        peak = device_peak and device_peak * jax.device_count()
+        self.reporter = Reporter(self.writers, display, resolved, peak)
+
+    def initial_state(self) -> tuple[TrainState, int]:
+        """The newest whole checkpoint, or fresh parameters; and how many updates it holds."""
+        directory = self.run_dir / CHECKPOINTS
+        step = newest_whole(directory, lambda text: self.reporter.event(0, "damaged", text))
+        if step is None:
+            return self.trainer.init(jax.random.key(self.config.train.seed)), 0
+        state = restore(directory, step, self.trainer.abstract_state, self.identity.data_id)
+        rows = [row for row in latest_rows(self.run_dir, "train") if row["step"] == step]
+        self.reporter.resume(rows[-1]["data/tokens_seen"] if rows else 0)
+        self.reporter.event(step, "resumed", f"from {directory}")
+        return state, step
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Global arrays of batch(start), batch(start + 1), ...; read in the background."""
+        for batch in self.train_source.iter_batches(start, stop, self.rows):
+            yield to_global(batch, self.trainer.mesh, self.config.data.batch_size, self.rows)
+
+    def report(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
+        """Raises NonFiniteError when the update was refused."""
+        values = jax.device_get(metrics)
+        self.reporter.train(step, values, self.train_source.epoch(step), data_wait_s)
+        if not values["update/applied"]:
+            self.reporter.event(step, "refused", "loss or gradient is not finite")
+            raise NonFiniteError(
+                f"update {step} was refused: loss {values['train/loss_nats']}, gradient norm "
+                f"{values['grad/norm_l2']}; the last checkpoint is whole; lower OptimConfig.peak_lr "
+                "or lengthen OptimConfig.warmup_steps"
+            )
+
+    def evaluate(self, state: TrainState, step: int, max_batches: int | None) -> dict[str, float]:
+        params = self.trainer.eval_params(state)
+        metrics = validate(self.trainer, params, self.valid_source, max_batches)
+        self.reporter.eval(step, metrics)
+        return metrics
+
+    def sample(self, state: TrainState, step: int) -> None:
+        """A continuation of each prompt, to samples.jsonl and the display."""
+        params = self.trainer.eval_params(state)
+        for i, prompt in enumerate(self.config.train.sample_prompts):
+            rng = jax.random.fold_in(jax.random.key(self.config.train.seed), i)
+            ids = [self.tokenizer.separator_id, *self.tokenizer.encode(prompt)]
+            drawn = self.generator.stream(
+                params, ids, self.config.train.sample_tokens, Sampling(temperature=0.8),
+                rng, stop_id=self.tokenizer.separator_id,
+            )  # fmt: skip
+            text = self.tokenizer.decode(list(drawn))
+            if self.is_main:
+                row = {"step": step, "prompt": prompt, "text": text}
+                append_json(self.run_dir / "samples.jsonl", row)
+                self.display.sample(prompt, text)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        for writer in self.writers:
+            writer.close()
+
+    @contextlib.contextmanager
+    def profiling(self, step: int) -> Iterator[None]:
+        """A profiler trace around the updates that TrainConfig.profile_steps names."""
+        first, last = self.config.train.profile_steps or (0, 0)
+        if step == first:
+            jax.profiler.start_trace(str(self.run_dir / "profile"))
+        yield
+        if step == last and first:
+            jax.profiler.stop_trace()
+            self.reporter.event(step, "profiled", str(self.run_dir / "profile"))

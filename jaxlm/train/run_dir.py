@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run directory: the only contract between training and whoever reads it afterwards.
+
+    config.json  config.gin  env.json  tokenizer.model  telemetry.jsonl  checkpoints/
+    samples.jsonl  summary.json  report.html
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from jaxlm.config import RunConfig, identity
+from jaxlm.core.canonical import to_jsonable, write_json_atomic
+from jaxlm.core.errors import RunError
+from jaxlm.core.typed import from_dict
+
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer.model"  # a copy, so that a run can be used without its data
+
+
+def open_run_dir(path: Path, config: RunConfig, gin_text: str) -> IO[str]:
+    """Creates or re-enters a run directory; returns the lock that must stay open.
+
+    Raises RunError, before anything is written, for the directory of another config, a finished
+    run, a directory in use, or one that cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path} is a file; choose another with --run")
+    if (path / "config.json").exists():
+        _check_same_config(path, config)
+    elif path.is_dir() and any(p.name != ".lock" for p in path.iterdir()):
+        raise RunError(f"{path} is not empty and holds no run (no config.json); choose another with --run")
+    summary = read_json(path / "summary.json") or {}
+    if summary.get("status") == "completed":
+        raise RunError(
+            f"{path} is finished ({summary['step']} updates): see {path / 'report.html'}, "
+            "or start another run with --run DIR"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        write_json_atomic(path / "config.json", config)
+        (path / "config.gin").write_text(gin_text, encoding="utf-8")
+    except OSError as e:
+        raise RunError(f"cannot write run directory {path}: {e.strerror}; choose another with --run") from e
+    return lock
+
+
+def _lock(path: Path) -> IO[str]:
+    """A lock that the kernel drops when the process ends, however it ends."""
+    lock = open(path / ".lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise RunError(f"{path} is in use by {holder}; stop it first, or choose another with --run") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def _check_same_config(path: Path, config: RunConfig) -> None:
+    old, new = (_flat(identity(c)) for c in (load_config(path), config))
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if changed:
+        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise RunError(f"{path} belongs to another config: {shown}{more}; choose another with --run")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k2: v2 for k, v in value.items() for k2, v2 in _flat(v, f"{path}.{k}" if path else k).items()}
+
+
+def load_config(path: Path) -> RunConfig:
+    """The RunConfig of a run directory.  Raises RunError when there is none."""
+    values = read_json(path / "config.json")
+    if values is None:
+        raise RunError(f"{path} is no run directory: it has no config.json; pass one that `jaxlm train` made")
+    return from_dict(RunConfig, values)
+
+
+def read_json(path: Path) -> Any:
+    """Parsed file, or None when it does not exist.  Raises RunError when it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as e:
+        raise RunError(f"{path} is damaged: {e}") from e
+
+
+def append_json(path: Path, row: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(to_jsonable(row)) + "\n")
+
+
+def environment(**facts: Any) -> dict[str, Any]:
+    """What env.json records: code, versions and machine, and the facts given."""
+    packages = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    machine = {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+    return {"code": _code_id(), "versions": versions, "machine": machine, **facts}
+
+
+def _code_id() -> dict[str, Any]:
+    """Commit and a hash of what is not committed, when the package sits in a git checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return {"commit": None, "dirty_sha256": None}
+    git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, check=False).stdout
+    diff = git("diff", "HEAD", "--", "jaxlm", "pallas_kernels")
+    return {
+        "commit": git("rev-parse", "HEAD").decode().strip() or None,
+        "dirty_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
+    }
+

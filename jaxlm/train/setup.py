@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to what the loop calls: model, mesh, state and compiled functions."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxlm.config import RunConfig
+from jaxlm.core.types import Params
+from jaxlm.evaluate import EvalStep, make_eval_step
+from jaxlm.loss import batch_loss
+from jaxlm.model.transformer import Model
+from jaxlm.optim.build import eval_params, make_optimizer
+from jaxlm.optim.hparams import hparams
+from jaxlm.optim.schedule import learning_rate_scale
+from jaxlm.sharding.mesh import make_mesh
+from jaxlm.sharding.rules import RULES
+from jaxlm.train.state import TrainState, make_init, state_shardings
+from jaxlm.train.step import Step, jit_train_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Pure functions of one config, compiled for one mesh on first use."""
+
+    model: Model
+    mesh: Mesh
+    abstract_state: TrainState  # shapes, dtypes and shardings
+    init: Callable[[jax.Array], TrainState]
+    step: Step
+    eval_params: Callable[[TrainState], Params]  # differs from state.params when averaged
+    eval_step: EvalStep
+
+
+def build_trainer(config: RunConfig, bytes_per_token_V: np.ndarray, mesh: Mesh | None = None) -> Trainer:
+    """All functions of a run.  Nothing is compiled or allocated yet.
+
+    bytes_per_token_V: of the tokenizer, whose vocabulary may be smaller than the embedding's.
+
+    Raises ConfigError when the config does not fit the devices.
+    """
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    model = Model(config.model)
+    optimizer = make_optimizer(config.optim, model.axes())
+    unused_rows = config.model.vocab_size - len(bytes_per_token_V)
+    init = make_init(model, optimizer, hparams(config.optim, config.train.num_steps))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(model, shapes, mesh)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    loss_fn = lambda params, batch: batch_loss(model, params, batch)
+    lr_scale = partial(learning_rate_scale, config.optim.schedule)
+    step = make_train_step(loss_fn, optimizer, lr_scale, config.train.num_micro_batches)
+    return Trainer(
+        model=model,
+        mesh=mesh,
+        abstract_state=abstract,
+        init=jax.jit(init, out_shardings=shardings),
+        step=jit_train_step(step, mesh, shardings),
+        eval_params=lambda state: eval_params(config.optim, state.opt_state, state.params),
+        eval_step=make_eval_step(model, np.pad(bytes_per_token_V, (0, unused_rows))),
+    )
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Where model code is traced: gives its logical axis names their meaning."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update: (state, batch) -> (state, metrics).  Pure; the jit boundary is at the end.
+
+Legend: B batch  T positions  M micro-batches
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.core.types import Batch, Metrics, Params
+from jaxlm.loss import LossSums
+from jaxlm.optim.apply import apply_update
+from jaxlm.sharding.rules import ROWS
+from jaxlm.train.state import Hparams, Optimizer, TrainState
+
+LossFn = Callable[[Params, Batch], LossSums]
+Schedule = Callable[[jax.Array, Hparams], jax.Array]  # share of the peak learning rate
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: Optimizer, lr_scale: Schedule, num_micro_batches: int = 1
+) -> Step:
+    """The update as a pure function.
+
+    The tokens of the whole batch are counted first, so that every micro-batch's gradient is
+    divided by the same number and their sum is the gradient of the batch's mean.
+    A non-finite loss or gradient leaves parameters and optimizer as they were (optim/apply.py).
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        num_tokens = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+
+        def objective(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
+            sums = loss_fn(params, part)
+            return (sums.nats + state.hparams["z_loss"] * sums.z_squares) / num_tokens, sums
+
+        gradient = partial(jax.grad(objective, has_aux=True), state.params)
+        grads, sums = _accumulate(gradient, batch, num_micro_batches)
+
+        params, opt_state, metrics = apply_update(
+            optimizer(state.hparams, state.step),
+            jnp.isfinite(sums.nats),
+            grads,
+            state.opt_state,
+            state.params,
+        )
+        metrics |= {
+            "train/loss_nats": sums.nats / num_tokens,
+            "train/z_loss": sums.z_squares / num_tokens,
+            "train/accuracy_frac": sums.correct / num_tokens,
+            "train/tokens": sums.tokens,
+            "optim/lr": state.hparams["peak_lr"] * lr_scale(state.step, state.hparams),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.hparams), metrics
+
+    return step
+
+
+def _accumulate(gradient: Callable, batch: Batch, num_micro_batches: int):
+    """Sums (gradient, loss sums) over the parts of a batch, one part in memory at a time."""
+    if num_micro_batches == 1:
+        return gradient(batch)
+
+    def split(x_BT: jax.Array) -> jax.Array:
+        # part m takes rows m, m + M, ...: each device cuts the rows that it already holds
+        return x_BT.reshape(-1, num_micro_batches, *x_BT.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part: Batch):
+        return jax.tree.map(jnp.add, total, gradient(part)), None
+
+    parts_MBT = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], parts_MBT)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, first))
+    return jax.lax.scan(add, zeros, parts_MBT)[0]
+
+
+def jit_train_step(step: Step, mesh: Mesh, shardings: TrainState) -> Step:
+    """Compiles the step for a mesh: shardings in and out, the old state's memory reused."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        in_shardings=(shardings, NamedSharding(mesh, ROWS)),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
