@@ -65,7 +65,8 @@ class _Statements:
             for s in config_parser.ConfigParser(text, _Delegate()):
                 where = f"{origin}:{s.location.line_num}" if including else origin
                 if isinstance(s, config_parser.IncludeStatement):
-                    self.read_file(including[-1].parent / s.filename, including)
+                    folder = including[-1].parent if including else Path()
+                    self.read_file(folder / s.filename, including)
                 elif isinstance(s, config_parser.BindingStatement):
                     key = (s.scope, s.selector, s.arg_name)
                     if key in seen:

@@ -34,30 +34,25 @@ class Document:
 
 
 def list_files(corpus: CorpusConfig) -> list[Path]:
-    """The corpus's files, sorted.  Raises DataError where there is none, or one of no known kind."""
+    """The corpus's files, sorted.  Raises DataError where there is none or one of no known kind."""
     if corpus.source == STDLIB:
         return _stdlib_files()
     root = Path(corpus.source).expanduser()
     if root.is_dir():
-        files = [
-            Path(top) / name for top, names in _walk(root, lambda d: d[0] == ".") for name in names
-        ]
-        files = [path for path in files if kind_of(path)]
+        files = [path for path in _walk(root, lambda name: name[0] == ".") if kind_of(path)]
+    elif root.exists():
+        files = [root]
     else:
-        files = (
-            [root] if root.is_file() else [Path(p) for p in glob.glob(str(root), recursive=True)]
-        )
-        files = [path for path in files if not path.is_dir()]
-    for path in files:
-        if not kind_of(path):
-            raise DataError(
-                f"{path}: not a kind of file that can be read: use {', '.join(_READERS)}"
-            )
+        files = [path for path in map(Path, glob.glob(str(root), recursive=True)) if path.is_file()]
+    kinds = ", ".join(_READERS)
     if not files:
         raise DataError(
             f"corpus {corpus.name!r}: no file matches {corpus.source!r}: "
-            f"give a file, a directory or a glob of {', '.join(_READERS)}"
+            f"give a file, a directory or a glob of {kinds}"
         )
+    for path in files:
+        if not kind_of(path):
+            raise DataError(f"{path}: not a kind of file that can be read: use {kinds}")
     return sorted(files)
 
 
@@ -98,12 +93,13 @@ _NOT_TEXT = frozenset({"site-packages", "__pycache__", "test", "tests", "idle_te
 
 def _stdlib_files() -> list[Path]:
     """Non-test .py and .txt that people wrote: no build configuration, no empty __init__.py."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skip = lambda name: name in _NOT_TEXT or name.startswith("config-")  # noqa: E731
-    files = [Path(top) / name for top, names in _walk(root, skip) for name in names]
+
+    def skip(name: str) -> bool:
+        return name in _NOT_TEXT or name.startswith("config-")
+
     return sorted(
         path
-        for path in files
+        for path in _walk(Path(sysconfig.get_paths()["stdlib"]), skip)
         if path.suffix in (".py", ".txt")
         and not path.name.startswith("_sysconfigdata")
         and path.stat().st_size > 0
@@ -224,8 +220,8 @@ def _import_pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _walk(root: Path, skip: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
-    """os.walk without the directories that `skip` names; links to directories are not followed."""
+def _walk(root: Path, skip: Callable[[str], bool]) -> Iterator[Path]:
+    """All files under `root` but in directories that `skip` names, or that are links."""
     for top, directories, names in os.walk(root):
         directories[:] = [name for name in directories if not skip(name)]
-        yield top, names
+        yield from (Path(top) / name for name in names)

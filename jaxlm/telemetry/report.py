@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,8 @@ def _charts(run: Run) -> str:
     figures = [_figure("eval/bpb", "Validation", lines, levels=levels, marks=marks)]
     for name, title, from_zero in TRAIN_CHARTS:
         points = _points(run.train, name)
-        mean = centred_mean([y for _, y in points], half=len(points) // 100 + 2)
-        smoothed = [(x, y) for (x, _), y in zip(points, mean, strict=True)]
-        pair = [Series("each", thin(points, MAX_POINTS), is_faint=True), Series("mean", thin(smoothed, MAX_POINTS // 4))]
+        mean = centred_mean(points, half=len(points) // 100 + 2, limit=MAX_POINTS // 4)
+        pair = [Series("each", thin(points, MAX_POINTS), is_faint=True), Series("mean", mean)]
         if name == "optim/lr":  # exact: a running mean would bend its corners
             pair = [Series("lr", thin(points, MAX_POINTS))]
         figures.append(_figure(name, title, pair, from_zero=from_zero, marks=marks))
@@ -234,17 +234,20 @@ def _points(rows: Iterable[Row], name: str) -> list[Point]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-def centred_mean(values: list[float], half: int) -> list[float]:
-    """Mean over i-half .. i+half, narrower towards the ends, so that it does not lag; nan counts as absent."""
-    is_finite = [math.isfinite(v) for v in values]
-    sums = [0.0, *accumulate(v if ok else 0.0 for v, ok in zip(values, is_finite, strict=True))]
-    counts = [0, *accumulate(is_finite)]
+def centred_mean(points: list[Point], half: int, limit: int) -> list[Point]:
+    """At about `limit` of the points, the mean of y over `half` points to either side.
+
+    Narrower towards the ends, so that it does not lag; what is not finite counts as absent.
+    """
+    ys = [y if math.isfinite(y) else 0.0 for _, y in points]
+    sums = [0.0, *accumulate(ys)]
+    counts = [0, *accumulate(math.isfinite(y) for _, y in points)]
     means = []
-    for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
+    for i in range(0, len(points), max(1, len(points) // limit)):
+        reach = min(half, i, len(points) - 1 - i)
         low, high = i - reach, i + reach + 1
         count = counts[high] - counts[low]
-        means.append((sums[high] - sums[low]) / count if count else math.nan)
+        means.append((points[i][0], (sums[high] - sums[low]) / count if count else math.nan))
     return means
 
 
@@ -256,8 +259,8 @@ def thin(points: list[Point], limit: int) -> list[Point]:
     kept: list[Point] = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
-        finite = [p for p in stretch if math.isfinite(p[1])] or stretch[:1]
-        kept += sorted({min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])})
+        ordered = sorted((p for p in stretch if math.isfinite(p[1])), key=itemgetter(1)) or stretch[:1]
+        kept += sorted({ordered[0], ordered[-1]})
     return kept
 
 

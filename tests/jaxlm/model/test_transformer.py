@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Properties of the whole decoder: what depends on what, the cache, remat, the scan over depth.
+
+Legend: B batch  T positions  S cache slots
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.loss import batch_loss
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.transformer import Block, Model
+from jaxlm.nn.attention import Where
+from jaxlm.nn.rope import rope_frequencies, rope_tables
+from tests.reference.compare import (
+    QUICK_COMPILE,
+    packed_batch,
+    random_params,
+    relative_error,
+    relative_errors,
+)
+
+VOCAB = 19
+# Two ways through the same numbers in f32: some 50 dependent roundings of 6e-8.
+SAME = 3e-6
+RICH = {
+    "num_kv_heads": 2,
+    "layer_pattern": ("local", "full"),
+    "window": 3,
+    "attention_softcap": 2.0,
+    "attention_sinks": True,
+    "qk_norm": True,
+}
+
+
+def build(**overrides: Any) -> tuple[Model, Any]:
+    sizes = {"num_layers": 2, "embed_dim": 8, "num_heads": 4, "head_dim": 4, "ffn_dim": 9}
+    model = Model(ModelConfig(vocab_size=VOCAB, rope_theta=50.0, **(sizes | overrides)))
+    return model, random_params(model)
+
+
+def dependence(model: Model, params: Any, T: int, segment_ids=None) -> np.ndarray:
+    """(T, T) bool: whether the hidden state at t changes with the embedding of position s."""
+    batch = packed_batch([[T]], T=T, vocab=T)
+    tokens = np.arange(T, dtype=np.int32)[None]  # all different: a table row stands for a position
+    inputs = (tokens, batch["positions"], segment_ids)
+    table = params["embed"]["table"]
+    def with_table(table):
+        return params | {"embed": {"table": table}}
+    jacobian = jax.jacrev(lambda table: model.apply(with_table(table), *inputs)[0])(table)
+    return np.asarray(jnp.abs(jacobian).sum((1, 3)) > 0)[:, :T]
+
+
+def test_no_hidden_state_depends_on_a_later_token():
+    model, params = build(num_kv_heads=2)
+    np.testing.assert_array_equal(dependence(model, params, 7), np.tri(7, dtype=bool))
+
+
+def test_two_windowed_layers_reach_twice_as_far_back_as_one():
+    model, params = build(layer_pattern=("local",), window=3)
+    distance = np.subtract.outer(np.arange(9), np.arange(9))
+    expected = (distance >= 0) & (distance <= 2 * (3 - 1))
+    np.testing.assert_array_equal(dependence(model, params, 9), expected)
+
+
+def test_no_document_of_a_row_depends_on_another():
+    model, params = build(**RICH | {"layer_pattern": ("full",), "window": None})
+    ids = np.array([[1, 1, 1, 2, 2, 0, 0]])
+    expected = np.tri(7, dtype=bool) & (ids == ids.T)
+    np.testing.assert_array_equal(dependence(model, params, 7, ids), expected)
+
+
+def test_counting_positions_through_the_row_changes_nothing():
+    """Scores know distances only, so positions need not restart in each document."""
+    model, params = build(**RICH)
+    batch = packed_batch([[5, 3], [8]], T=8, vocab=VOCAB)
+    def run(positions):
+        return model.apply(params, batch["tokens"], positions, batch["segment_ids"])
+    assert relative_error(run(None), run(batch["positions"])) < SAME
+
+
+def test_what_padding_holds_changes_neither_loss_nor_gradient():
+    model, params = build(**RICH)
+    batch = packed_batch([[5, 1], []], T=8, vocab=VOCAB)
+    is_padding = batch["segment_ids"] == 0
+    other = {
+        k: np.where(is_padding, (batch[k] + 7) % VOCAB, batch[k]) for k in ("tokens", "targets")
+    }
+    step = jax.jit(jax.value_and_grad(lambda p, b: batch_loss(model, p, b).nats))
+    jax.tree.map(np.testing.assert_array_equal, step(params, batch), step(params, batch | other))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "block_inputs"])
+def test_remat_changes_no_gradient(remat):
+    batch = packed_batch([[5, 3], [8]], T=8, vocab=VOCAB)
+
+    def grads(remat: str) -> Any:
+        model, params = build(**RICH, num_layers=4, remat=remat)
+        step = jax.jit(jax.grad(lambda p: batch_loss(model, p, batch).nats))
+        return step(params)
+
+    # the program is another one, so XLA fuses, and rounds, in other places
+    assert max(relative_errors(grads(remat), grads("none")).values()) < SAME
+
+
+def test_remat_policies_store_less_and_less():
+    """Bytes between forward and backward pass: none > dots > block_inputs > full."""
+
+    def stored(remat: str) -> int:
+        model, params = build(num_layers=8, ffn_dim=64, remat=remat)
+        tokens = np.zeros((2, 32), np.int32)
+        saved = jax.eval_shape(lambda p: jax.vjp(lambda p: model.apply(p, tokens), p)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
+
+    sizes = [stored(remat) for remat in ("none", "dots", "block_inputs", "full")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+
+
+def test_the_scan_over_depth_is_the_layers_one_after_another():
+    model, params = build(**RICH, num_layers=6)
+    c, tokens = model.config, packed_batch([[8]], T=8, vocab=VOCAB)["tokens"]
+    tables = rope_tables(jnp.arange(8)[None], *rope_frequencies(c.head_width, c.rope_theta))
+    x = params["embed"]["table"][tokens]
+    for i in range(c.num_layers):
+        of_layer = jax.tree.map(lambda p, i=i: p[i // 2], params["layers"][f"block_{i % 2}"])
+        block = Block(c, c.layer_pattern[i % 2])
+        x, _ = block.apply({"params": of_layer}, x, Where(tables, None, None), None)
+    x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + c.norm_eps) * params["final_norm"]["scale"]
+    assert relative_error(model.apply(params, tokens), x) < SAME
+
+
+def continue_cached(model: Model, params: Any, tokens: np.ndarray, caches: Any, chunks: list[int]):
+    """Hidden states of tokens fed in chunks from position 0 on."""
+    step = jax.jit(model.apply_cached)
+    outs, start = [], 0
+    for size in chunks:
+        offset_B = jnp.full(len(tokens), start)
+        out, caches = step(params, tokens[:, start : start + size], caches, offset_B)
+        outs.append(out)
+        start += size
+    return np.concatenate(outs, axis=1)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 9, [4, 1, 1, 1, 1, 1], [9], [2, 7], [5, 3, 1]], ids=str)
+def test_cached_decoding_equals_the_full_forward_pass(chunks):
+    model, params = build(**RICH)
+    tokens = packed_batch([[9], [9]], T=9, vocab=VOCAB)["tokens"]
+    # slots not written yet hold rubbish: nothing may look at them
+    caches = jax.tree.map(lambda x: x + 100.0, model.init_cache(batch=2, num_slots=12))
+    cached = continue_cached(model, params, tokens, caches, chunks)
+    assert relative_error(cached, model.apply(params, tokens)) < SAME
+
+
+def test_cached_decoding_in_bfloat16_rounds_as_the_full_forward_pass_does():
+    model, params = build(**RICH, compute_dtype="bfloat16")
+    tokens = packed_batch([[9]], T=9, vocab=VOCAB)["tokens"]
+    caches = model.init_cache(batch=1, num_slots=9)
+    assert {x.dtype for x in jax.tree.leaves(caches)} == {jnp.dtype("bfloat16")}
+    cached = continue_cached(model, params, tokens, caches, [4, 1, 4])
+    # equal but for the order of f32 sums, which moves some values to the neighbour in bf16, 2^-8
+    assert relative_error(cached, model.apply(params, tokens)) < 2.0**-8
+
+
+def test_rows_of_the_cache_continue_at_their_own_positions():
+    """Prompts of 3 and 7 tokens, prefilled together, then four tokens more for each."""
+    model, params = build(**RICH)
+    tokens = packed_batch([[11], [11]], T=11, vocab=VOCAB)["tokens"]
+    lengths, rows = np.array([3, 7]), np.arange(2)
+    step = jax.jit(model.apply_cached)
+    padded = np.where(np.arange(7) < lengths[:, None], tokens[:, :7], 0)
+    _, caches = step(params, padded, model.init_cache(2, 11), jnp.zeros(2, int))
+    full = np.asarray(model.apply(params, tokens))
+    for i in range(4):
+        at = lengths + i
+        out, caches = step(params, tokens[rows, at][:, None], caches, jnp.asarray(at))
+        assert relative_error(out[:, 0], full[rows, at]) < SAME
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, RICH | {"tied_embeddings": False}], ids=["plain", "rich"]
+)
+def test_every_dimension_of_every_parameter_has_a_logical_axis(overrides):
+    model, params = build(**overrides)
+    def is_axes(leaf):
+        return isinstance(leaf, tuple)
+    axes = jax.tree.map(lambda a: len(a), model.axes(), is_leaf=is_axes)
+    assert axes == jax.tree.map(lambda p: p.ndim, params)
+    assert model.axes()["layers"]["block_0"]["attention"]["wq"][0] == "layers"
+
+
+def test_initial_parameters_have_the_documented_scales():
+    model, _ = build(num_layers=8, embed_dim=64, ffn_dim=128, num_heads=8, head_dim=16)
+    params = jax.jit(model.init, compiler_options=QUICK_COMPILE)(jax.random.key(0))
+    block = params["layers"]["block_0"]
+    std = {
+        "table": (params["embed"]["table"], 0.02),
+        "wq": (block["attention"]["wq"], 64**-0.5),
+        "wk": (block["attention"]["wk"], 64**-0.5),
+        "wv": (block["attention"]["wv"], 64**-0.5),
+        "wo": (block["attention"]["wo"], (128 * 2 * 8) ** -0.5),
+        "w_up": (block["mlp"]["w_up"], 64**-0.5),
+        "w_gate": (block["mlp"]["w_gate"], 64**-0.5),
+        "w_down": (block["mlp"]["w_down"], (128 * 2 * 8) ** -0.5),
+    }
+    for name, (value, expected) in std.items():
+        # of n draws, the sample's deviation is off by 1/sqrt(2n): 2 % for the 1216 of the table
+        assert np.std(value) == pytest.approx(expected, rel=0.1), name
+    assert np.all(block["mlp_norm"]["scale"] == 1)
+    # no two layers start alike
+    assert not np.array_equal(block["attention"]["wq"][0], block["attention"]["wq"][1])
