@@ -2,6 +2,7 @@
 """`jaxlm train CONFIG`: train a model; the same command again goes on with a stopped run."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -28,10 +29,11 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from jaxlm.config import resolve
-    from jaxlm.telemetry.display import NullDisplay, make_display
+    from jaxlm.telemetry.display import make_display
     from jaxlm.train.session import describe, run_training, summary_table
 
-    display = make_display(config.train.log_every) if jax.process_index() == 0 else NullDisplay()
+    stream = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")  # noqa: SIM115
+    display = make_display(config.train.log_every, stream)
     if args.dry_run:
         display.table("run", describe(resolve(config, jax.device_count())))
         return 0

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import grain
 
-from jaxlm.core.errors import DataError
 from jaxlm.data.config import DataConfig
 from jaxlm.data.mixture import make_mixture
 from jaxlm.data.packing import Batch, empty_record, unpack
@@ -27,14 +26,15 @@ class BatchSource:
     """The batches of prepared data.  Reads nothing before it is asked, and remembers nothing."""
 
     def __init__(self, prepared: PreparedData, config: DataConfig, split: str = "train") -> None:
+        self.config = config
         self._format = prepared.row_format
-        self._config = config
         self._mixture = make_mixture(config)
         self._readers = [ShardReader(c.split(split).shards) for c in prepared.corpora]
-        self._valid = {c.name: c.valid.shards for c in prepared.corpora}
         self._orders = [
-            _shuffled(c.split(split).rows, config.seed, c.name) for c in prepared.corpora
+            _shuffled(len(reader), config.seed, corpus.name)
+            for reader, corpus in zip(self._readers, prepared.corpora, strict=True)
         ]
+        self._valid = {c.name: ShardReader(c.valid.shards) for c in prepared.corpora}
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Batch `step` of B rows, or those of its rows that `rows` selects: (B, T) arrays.
@@ -42,7 +42,7 @@ class BatchSource:
         `tokens`, `targets`, `segment_ids`, `positions` int32, `weights` float32: see
         packing.unpack.  Only the selected rows are read.
         """
-        selected = range(self._config.batch_size)[rows or slice(None)]
+        selected = range(self.config.batch_size)[rows or slice(None)]
         used, counts = self._mixture.used(step), self._mixture.counts(step)
         records: list[bytes] = []
         begin = 0
@@ -54,13 +54,17 @@ class BatchSource:
             begin += count
         return unpack(records, self._format)
 
+    def epoch(self, step: int) -> float:
+        """Passes over the rows of all corpora together before batch `step`."""
+        return step * self.config.batch_size / sum(map(len, self._readers))
+
     def iter_batches(
         self, start: int, stop: int | None = None, rows: slice | None = None
     ) -> Iterator[Batch]:
         """batch(start), batch(start + 1), .. up to `stop`, read ahead by threads."""
         steps = grain.MapDataset.range(start, stop if stop is not None else 1 << 40)
         options = grain.ReadOptions(
-            num_threads=self._config.read_threads, prefetch_buffer_size=self._config.prefetch
+            num_threads=self.config.read_threads, prefetch_buffer_size=self.config.prefetch
         )
         return iter(steps.map(lambda step: self.batch(int(step), rows)).to_iter_dataset(options))
 
@@ -72,8 +76,8 @@ class BatchSource:
         The last batch is filled with rows of padding.  `limit` stops after as many batches; the
         rows are in the shuffled order of their documents, so that these are a fair sample.
         """
-        reader = ShardReader(self._valid[corpus])
-        batch_size = self._config.batch_size
+        reader = self._valid[corpus]
+        batch_size = self.config.batch_size
         num_batches = -(-len(reader) // batch_size)
         for i in range(num_batches if limit is None else min(limit, num_batches)):
             indices = range(i * batch_size, (i + 1) * batch_size)[rows or slice(None)]
@@ -104,7 +108,5 @@ def measure_loader(source: BatchSource, num_batches: int, start: int = 0) -> Loa
 
 def _shuffled(num_rows: int, seed: int, corpus: str) -> grain.MapDataset:
     """k -> row, a new permutation every `num_rows`; corpora of one size get different ones."""
-    if num_rows == 0:
-        raise DataError(f"corpus {corpus!r}: has no rows")
     digest = hashlib.sha256(f"{seed}:{corpus}".encode()).digest()
     return grain.MapDataset.range(num_rows).shuffle(seed=int.from_bytes(digest[:4]))

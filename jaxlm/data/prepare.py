@@ -135,7 +135,9 @@ def _tokenizer_texts(config: DataConfig) -> Iterator[str]:
     for corpus in config.corpora:
         documents = ((digest_of(doc.text), doc.text) for doc in iter_documents(corpus))
         held_in = (d for d in documents if not is_held_out(d[0], config.valid_frac))
-        yield from sample_texts(held_in, num_bytes)
+        texts = sample_texts(held_in, num_bytes)
+        _check_has_text(corpus, "train", any(texts), config.valid_frac)
+        yield from texts
 
 
 # --- corpora ------------------------------------------------------------------------------------
@@ -199,7 +201,8 @@ def _documents(
         num_source_bytes=sum(f.size for f in files),
         report=functools.partial(work.progress, f"tokenise {corpus.name}"),
     )
-    _check_splits(corpus, stats, work.config.valid_frac)
+    for split in SPLITS:
+        _check_has_text(corpus, split, stats[split]["bytes"] > 0, work.config.valid_frac)
     baselines = compression_baselines(folder, work.tokenizer, stats["valid"]["bytes"])
     return {**stats, "baselines": baselines}
 
@@ -208,15 +211,14 @@ def _split(folder: Path, entry: dict[str, Any]) -> PreparedSplit:
     return PreparedSplit(**{**entry, "shards": tuple(folder / name for name in entry["shards"])})
 
 
-def _check_splits(corpus: CorpusConfig, stats: dict[str, Any], valid_frac: float) -> None:
-    total = sum(stats[split]["documents"] for split in SPLITS)
-    for split, what in (("valid", "validation"), ("train", "training")):
-        if stats[split]["bytes"] == 0:
-            raise DataError(
-                f"corpus {corpus.name!r}: the {what} split has no text: whole documents are held "
-                f"out, and of {total} DataConfig.valid_frac={valid_frac} leaves none here: change "
-                "it, or cut the text into more documents (one .txt file or .jsonl line each)"
-            )
+def _check_has_text(corpus: CorpusConfig, split: str, has_text: bool, valid_frac: float) -> None:
+    if not has_text:
+        what = {"train": "training", "valid": "validation"}[split]
+        raise DataError(
+            f"corpus {corpus.name!r}: the {what} split has no text: whole documents are held out, "
+            f"and DataConfig.valid_frac={valid_frac} leaves none for it: change it, or cut the "
+            "text into more documents (one .txt file or one .jsonl line each)"
+        )
 
 
 def _check_enough_rows(config: DataConfig, corpora: tuple[PreparedCorpus, ...]) -> None:

@@ -21,8 +21,7 @@ class ShardWriter:
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
         self.names: list[str] = []
-        self._writer: ArrayRecordWriter | None = None
-        self._room = 0  # bytes
+        self._open_next()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -34,19 +33,20 @@ class ShardWriter:
         """Raises DataError where the disk is full."""
         if self._room <= 0:
             self._close()
-            self.names.append(f"{self._split}-{len(self.names):05d}.array_record")
-            with _as_writing_error(self._folder):
-                self._writer = ArrayRecordWriter(str(self._folder / self.names[-1]), _OPTIONS)
-            self._room = _SHARD_BYTES
+            self._open_next()
         with _as_writing_error(self._folder):
             self._writer.write(record)
         self._room -= len(record)
 
+    def _open_next(self) -> None:
+        self.names.append(f"{self._split}-{len(self.names):05d}.array_record")
+        with _as_writing_error(self._folder):
+            self._writer = ArrayRecordWriter(str(self._folder / self.names[-1]), _OPTIONS)
+        self._room = _SHARD_BYTES
+
     def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with _as_writing_error(self._folder):
-                writer.close()
+        with _as_writing_error(self._folder):
+            self._writer.close()
 
 
 class ShardReader:

@@ -17,7 +17,7 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jaxlm.core.errors import DataError
 from jaxlm.data.config import CorpusConfig
@@ -43,7 +43,9 @@ def list_files(corpus: CorpusConfig) -> list[Path]:
     elif root.exists():
         files = [root]
     else:
-        files = [path for path in map(Path, glob.glob(str(root), recursive=True)) if path.is_file()]
+        matches = sorted(map(Path, glob.glob(str(root), recursive=True)), reverse=True)
+        # once each, by its first name: "**" follows links, also those that lead back
+        files = list({path.resolve(): path for path in matches if path.is_file()}.values())
     kinds = ", ".join(_READERS)
     if not files:
         raise DataError(
@@ -190,17 +192,18 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with _open(path) as file:
-            yield from io.BufferedReader(file, 1 << 20)
+            yield from file
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{path}: broken or truncated gzip ({e}): write the file again") from e
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
         return gzip.open(path)
     if path.suffix == ".zst":
-        return _import_pyarrow(path).input_stream(str(path), compression="zstd")
-    return io.FileIO(path)
+        stream = _import_pyarrow(path).input_stream(str(path), compression="zstd")
+        return io.BufferedReader(stream, 1 << 20)
+    return open(path, "rb")
 
 
 def _decode(data: bytes, offset: int, path: Path) -> str:

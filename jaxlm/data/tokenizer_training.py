@@ -62,8 +62,8 @@ def sample_texts(documents: Iterable[tuple[bytes, str]], num_bytes: int) -> list
     """
     chosen: list[tuple[int, bytes, str]] = []  # a heap whose head has the largest digest
     held = 0
-    for digest, text in documents:
-        text = text[:num_bytes]
+    for digest, whole in documents:
+        text = whole[:num_bytes]
         heapq.heappush(chosen, (-int.from_bytes(digest), digest, text))
         held += len(text)
         while held - len(chosen[0][2]) >= num_bytes:

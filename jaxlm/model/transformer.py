@@ -187,6 +187,6 @@ class Model:
         self, params: Params, tokens_BT: jax.Array, caches: tuple[KVCache, ...], offset_B: jax.Array
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
         """Hidden states of tokens that continue each row at position offset_B, and the new cache."""
-        positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         inputs = (tokens_BT, positions_BT, None, caches, offset_B)
         return self._module.apply({"params": params}, *inputs, method="hidden")

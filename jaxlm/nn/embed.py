@@ -23,7 +23,9 @@ class Embed(nn.Module):
         self.table_VD = init.param(self, "table", init.embed(), shape, ("vocab", "embed"))
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        return jnp.take(self.table_VD, tokens_BT, axis=0).astype(self.dtype)
+        # gathered over fsdp before the look-up: the partitioner would replicate its result instead
+        table_VD = nn.with_logical_constraint(self.table_VD.astype(self.dtype), ("vocab", None))
+        return jnp.take(table_VD, tokens_BT, axis=0)
 
 
 class Output(nn.Module):

@@ -22,4 +22,4 @@ class RMSNorm(nn.Module):
         scale_D = init.param(self, "scale", init.ones, x_D.shape[-1:], (self.axis,))
         x32_D = x_D.astype(jnp.float32)
         rstd = jax.lax.rsqrt(jnp.mean(x32_D * x32_D, axis=-1, keepdims=True) + self.eps)
-        return (x32_D * rstd * scale_D).astype(x_D.dtype)
+        return (x32_D * rstd * jnp.broadcast_to(scale_D, x_D.shape)).astype(x_D.dtype)

@@ -50,7 +50,8 @@ def rope_tables(
     positions_BT: jax.Array, frequencies_F: np.ndarray, gain: float
 ) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) of the angle of every position and pair, f32 (B, T, 1, H/2): one for all layers."""
-    angle_BT1F = positions_BT[:, :, None, None] * jnp.asarray(frequencies_F, jnp.float32)
+    frequencies_111F = jnp.asarray(frequencies_F, jnp.float32)[None, None, None]
+    angle_BT1F = positions_BT[:, :, None, None] * frequencies_111F
     return jnp.cos(angle_BT1F) * gain, jnp.sin(angle_BT1F) * gain
 
 

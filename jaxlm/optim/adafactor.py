@@ -19,7 +19,7 @@ from jaxlm.optim.groups import dimension_numbers, own_dims
 
 
 class AdafactorState(NamedTuple):
-    count: jax.Array  # completed updates, int32
+    updates: jax.Array  # how many are done, int32
     rows: Any  # mean of g^2 over the output dimensions, kept as size 1; a vector's own g^2
     columns: Any  # mean of g^2 over the input dimensions, kept as size 1; a vector's own g^2
 
@@ -28,10 +28,14 @@ def scale_by_adafactor(b2: jax.Array, eps: jax.Array, axes: Any) -> optax.Gradie
     """Gradients over their factored root mean square; `axes` is shaped like the parameters."""
 
     def row_means(squares: Any) -> Any:
-        return jax.tree.map(lambda s, a: s.mean(dimension_numbers(a)[1], keepdims=True), squares, axes)
+        return jax.tree.map(
+            lambda s, a: s.mean(dimension_numbers(a)[1], keepdims=True), squares, axes
+        )
 
     def column_means(squares: Any) -> Any:
-        return jax.tree.map(lambda s, a: s.mean(dimension_numbers(a)[0], keepdims=True), squares, axes)
+        return jax.tree.map(
+            lambda s, a: s.mean(dimension_numbers(a)[0], keepdims=True), squares, axes
+        )
 
     def init(params: Any) -> AdafactorState:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -39,8 +43,8 @@ def scale_by_adafactor(b2: jax.Array, eps: jax.Array, axes: Any) -> optax.Gradie
 
     def update(grads: Any, state: AdafactorState, params: Any = None) -> tuple[Any, AdafactorState]:
         del params
-        count = optax.safe_increment(state.count)
-        decay = jnp.minimum(b2, 1 - count.astype(jnp.float32) ** -0.8)
+        number = optax.safe_increment(state.updates)
+        decay = jnp.minimum(b2, 1 - number.astype(jnp.float32) ** -0.8)
         squares = jax.tree.map(lambda g: g * g + eps * eps, grads)
         rows = optax.tree.update_moment(row_means(squares), state.rows, decay, 1)
         columns = optax.tree.update_moment(column_means(squares), state.columns, decay, 1)
@@ -53,6 +57,6 @@ def scale_by_adafactor(b2: jax.Array, eps: jax.Array, axes: Any) -> optax.Gradie
             return u / jnp.maximum(1, rms)
 
         updates = jax.tree.map(scaled, grads, rows, columns, axes)
-        return updates, AdafactorState(count, rows, columns)
+        return updates, AdafactorState(number, rows, columns)
 
     return optax.GradientTransformation(init, update)

@@ -34,6 +34,7 @@ def apply_update(
         "update/applied": applied,
         "grad/norm_l2": grad_norm,
         "param/norm_l2": param_norm,
-        "update/ratio_rms": optax.tree.norm(updates) / jnp.where(param_norm > 0, param_norm, jnp.inf),
+        "update/ratio_rms": optax.tree.norm(updates)
+        / jnp.where(param_norm > 0, param_norm, jnp.inf),
     }
     return optax.apply_updates(params, updates), opt_state, metrics

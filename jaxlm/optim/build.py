@@ -28,7 +28,7 @@ import optax.contrib
 
 from jaxlm.optim.adafactor import scale_by_adafactor
 from jaxlm.optim.config import OptimConfig
-from jaxlm.optim.groups import NO_GROUP, Axes, group_indices, is_axes, label
+from jaxlm.optim.groups import NO_GROUP, Label, group_indices, is_axes, label
 from jaxlm.optim.muon import scale_by_muon
 from jaxlm.optim.schedule import learning_rate_scale
 
@@ -41,7 +41,7 @@ def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
 
     Args:    axes is shaped like the parameters, with a tuple of logical names at every leaf.
     Returns: (hparams, step) -> GradientTransformation, to be called inside the jitted step;
-             hparams as made by optim/hparams.py, step = completed updates.  All state is f32 but
+             hparams as made by optim/hparams.py, step = earlier updates.  All state is f32 but
              for counters, and its structure depends on `config` alone.
     Raises:  ConfigError for a group that no parameter belongs to; ValueError for an unlabelled
              parameter.
@@ -51,15 +51,16 @@ def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
         >>> tx = make(hparams(config, num_steps=100), step)               # doctest: +SKIP
         >>> updates, opt_state = tx.update(grads, opt_state, params)      # doctest: +SKIP
     """
+    labels = jax.tree.map(label, axes, is_leaf=is_axes)
     groups = group_indices(axes, config.groups)
 
     def make(hparams: Hparams, step: jax.Array) -> optax.GradientTransformation:
         schedule = learning_rate_scale(config.schedule, step, hparams)
-        descend = _descend(config, axes, groups, schedule, hparams)
+        descend = _descend(config, labels, groups, schedule, hparams)
         clip = _clip_by_global_norm(hparams["clip_norm"])
         if config.name == "schedule_free":
             return optax.chain(clip, _schedule_free(descend, schedule, hparams))
-        return optax.chain(clip, _direction(config, axes, hparams), descend)
+        return optax.chain(clip, _direction(config, axes, labels, hparams), descend)
 
     return make
 
@@ -80,19 +81,15 @@ def _clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def _direction(config: OptimConfig, axes: Any, h: Hparams) -> optax.GradientTransformation:
+def _direction(
+    config: OptimConfig, axes: Any, labels: Any, h: Hparams
+) -> optax.GradientTransformation:
     """From the clipped gradient to u, before decay and learning rate."""
     match config.name:
         case "adamw":
             return optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
         case "muon":
-            parts = jax.tree.map(_muon_part, axes, is_leaf=is_axes)
-            hidden = jax.tree.map(
-                lambda a: a if _muon_part(a) == "muon" else optax.MaskedNode(), axes, is_leaf=is_axes
-            )
-            muon = scale_by_muon(h["muon_momentum"], config.muon_steps, hidden)
-            adam = optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
-            return optax.partition({"muon": muon, "adam": adam}, parts)
+            return _muon(config, axes, labels, h)
         case "lion":
             return optax.scale_by_lion(h["b1"], h["b2"])
         case "adafactor":
@@ -100,28 +97,30 @@ def _direction(config: OptimConfig, axes: Any, h: Hparams) -> optax.GradientTran
     raise ValueError(f"no transformation for the optimizer {config.name!r}")
 
 
-def _muon_part(axes: Axes) -> str:
-    return "muon" if label(axes) == "matrix" else "adam"
+def _muon(config: OptimConfig, axes: Any, labels: Any, h: Hparams) -> optax.GradientTransformation:
+    """Muon for the matrices, Adam for the rest."""
+    parts = jax.tree.map(lambda label: "muon" if label == "matrix" else "adam", labels)
+    hidden = jax.tree.map(lambda p, a: a if p == "muon" else optax.MaskedNode(), parts, axes)
+    muon = scale_by_muon(h["muon_momentum"], config.muon_steps, hidden)
+    adam = optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
+    return optax.partition({"muon": muon, "adam": adam}, parts)
 
 
 def _descend(
-    config: OptimConfig, axes: Any, groups: Any, schedule: jax.Array, h: Hparams
+    config: OptimConfig, labels: Any, groups: Any, schedule: jax.Array, h: Hparams
 ) -> optax.GradientTransformation:
     """u -> -lr * (u + weight_decay * p), both scalars by parameter."""
 
-    def scalars(axes: Axes, group: int) -> tuple[jax.Array, jax.Array]:
-        driven = config.name == "muon" and label(axes) == "matrix"
-        lr = (h["muon_lr"] if driven else h["peak_lr"]) * schedule
-        decay = 0.0 if label(axes) == "vector" else h["weight_decay"]
-        if group == NO_GROUP:
-            return lr, decay
-        return lr * h[f"groups/{group}/lr_scale"], decay * h[f"groups/{group}/weight_decay_scale"]
-
-    def step(update: jax.Array, param: jax.Array, axes: Axes, group: int) -> jax.Array:
-        lr, decay = scalars(axes, group)
+    def step(update: jax.Array, param: jax.Array, label: Label, group: int) -> jax.Array:
+        peak = "muon_lr" if config.name == "muon" and label == "matrix" else "peak_lr"
+        lr = h[peak] * schedule
+        decay = 0.0 if label == "vector" else h["weight_decay"]
+        if group != NO_GROUP:
+            lr *= h[f"groups/{group}/lr_scale"]
+            decay *= h[f"groups/{group}/weight_decay_scale"]
         return -lr * (update + decay * param)
 
-    return optax.stateless(lambda u, params: jax.tree.map(step, u, params, axes, groups))
+    return optax.stateless(lambda u, params: jax.tree.map(step, u, params, labels, groups))
 
 
 def _schedule_free(
@@ -129,9 +128,7 @@ def _schedule_free(
 ) -> optax.GradientTransformation:
     """Adam without its first moment, averaged; the weights of the average are max(lr)^2."""
     rms = optax.scale_by_rms(h["b2"], h["eps"], eps_in_sqrt=False, bias_correction=True)
-    inner = optax.contrib.schedule_free(
-        optax.chain(rms, descend), h["peak_lr"] * schedule, h["b1"]
-    )
+    inner = optax.contrib.schedule_free(optax.chain(rms, descend), h["peak_lr"] * schedule, h["b1"])
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = inner.update(grads, state, params)

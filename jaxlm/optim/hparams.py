@@ -7,6 +7,7 @@ iterations, the patterns of the groups.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ FIELDS = (
 )
 
 
-def hparams(config: OptimConfig, num_steps: int) -> dict[str, np.float32]:
-    """All scalars by field name, with num_steps and `groups/<i>/{lr_scale,weight_decay_scale}`.
+def hparams(config: OptimConfig, num_steps: int) -> dict[str, Any]:
+    """All scalars as np.float32, by field name, with num_steps and the groups' `groups/<i>/...`.
 
     The keys depend on nothing but the number of groups; "no clipping" is a limit of infinity.
 

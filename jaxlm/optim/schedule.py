@@ -24,7 +24,8 @@ def learning_rate_scale(
 ) -> jax.Array:
     """The share in [0, 1] of the peak learning rate at update number `step` + 1.
 
-    Args:    kind is an OptimConfig.schedule; step counts the completed updates (int scalar);
+    Args:    kind is an OptimConfig.schedule; step counts the earlier updates, refused ones
+             too (int scalar);
              hparams as made by optim/hparams.py, traced or not.
     Returns: f32 scalar.  Numerics: f32, exact counts up to 2^24 updates.
 

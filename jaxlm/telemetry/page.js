@@ -5,7 +5,7 @@ for (const chart of document.querySelectorAll(".chart[data-x]")) {
   const plot = chart.querySelector(".plot"), { x, x0, x1, log } = chart.dataset;
   const points = path => [...path.getAttribute("d").matchAll(/[ML](\S+) ([^MLh]+)/g)].map(m => [+m[1], +m[2]]);
   const lines = [...chart.querySelectorAll("path")].map(p => [p.dataset.name, points(p)]).filter(l => l[1].length);
-  const text = v => v && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(3) : (+v.toPrecision(5)).toLocaleString("en");
+  const text = v => v && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(3) : v.toLocaleString("en", { maximumSignificantDigits: 5 });
   const clear = () => { cursor.style.visibility = "hidden"; out.textContent = meaning };
   chart.addEventListener("pointerleave", clear);
   chart.addEventListener("pointermove", event => {

@@ -3,7 +3,6 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator
 
 SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
@@ -26,6 +25,11 @@ def number(value: float | None, digits: int = 3, like: float | None = None) -> s
         return f"{value:,.0f}" if size >= 1e3 else f"{value:.{digits}g}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def fixed(value: float | None) -> str:
+    """Three decimals, as losses and bits per byte are compared; none as "-"."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def percent(fraction: float | None) -> str:
@@ -55,13 +59,3 @@ def printable(text: str) -> str:
     clean = text.replace("\r\n", "\n").replace("\t", "    ")
     is_safe = (c == "\n" or unicodedata.category(c)[0] != "C" for c in clean)
     return "".join(c if safe else UNPRINTABLE for c, safe in zip(clean, is_safe, strict=True))
-
-
-def smooth(values: Iterable[float], span: float) -> Iterator[float]:
-    """Mean of the values so far, an older one weighing exp(-age / span); not finite counts as absent."""
-    keep = math.exp(-1 / span)
-    total = weight = 0.0
-    for value in values:
-        if math.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-        yield total / weight if weight else math.nan

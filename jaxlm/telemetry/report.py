@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.telemetry.page import page, write_page
-from jaxlm.telemetry.readable import duration, number, percent, printable, smooth
+from jaxlm.telemetry.readable import duration, fixed, number, percent, printable
 from jaxlm.telemetry.registry import spec_of
 from jaxlm.telemetry.svg import Point, Series, line_chart
 from jaxlm.telemetry.writer import FILE_NAME, Row
@@ -25,6 +25,7 @@ from jaxlm.telemetry.writer import FILE_NAME, Row
 MAX_POINTS = 1500  # of one line in a chart
 MAX_ROWS = 200  # of one table
 MAX_SAMPLED_STEPS = 20
+LAST = 20  # updates whose mean is the last training loss
 
 # name, title, should it start at zero.  The noise of each is drawn behind its running mean.
 TRAIN_CHARTS = (
@@ -149,7 +150,7 @@ def _result(run: Run) -> str:
         f'<span class="{kind}">{escape(name)}</span><span><i class="{kind}" style="width:'
         f'{100 * value / top if math.isfinite(value) else 0:.1f}%"></i></span>'
         f'<span class="{kind}">{value:.3f}</span>'
-        for name, value, kind in rows
+        for name, value, kind in (rows if rivals else [])
     )
     return (
         f'<div class="box result"><div><b>{bpb:.3f}</b> bits per byte'
@@ -169,14 +170,14 @@ def _level_name(tool: str, corpus: str, baselines: Row) -> str:
 def _cards(run: Run) -> str:
     final, last = _final(run), run.train[-1] if run.train else {}
     cards = {
-        "validation loss, nats/token": number(final.get("eval/loss_nats"), 4),
+        "validation loss": fixed(final.get("eval/loss_nats")),
         "validation accuracy": percent(final.get("eval/accuracy_frac")),
-        "training loss, nats/token": number(_last(smooth(_values(run.train, "train/loss_nats"), 20)), 4),
+        f"training loss, last {LAST}": fixed(_mean(_values(run.train, "train/loss_nats")[-LAST:])),
         "tokens trained": number(last.get("data/tokens_seen")),
         "parameters": str(run.summary.get("resolved", {}).get("parameters", "-")).split(" ")[0],
         "tokens per second": number(run.summary.get("tokens_per_s") or _median(run.train, "perf/tokens_per_s")),
         "MFU, median": percent(_median(run.train, "perf/mfu_frac")),
-        "wall time": duration(run.summary.get("wall_time_s") or sum(_values(run.train, "perf/step_time_s"))),
+        "wall time": duration(run.summary.get("wall_time_s", math.fsum(_values(run.train, "perf/step_time_s")))),
     }
     items = (f'<div class="box"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in cards.items())
     return f'<dl class="cards">{"".join(items)}</dl>'
@@ -186,8 +187,8 @@ def _values(rows: Iterable[Row], name: str) -> list[float]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 
-def _last(values: Iterable[float]) -> float | None:
-    return next(iter(list(values)[-1:]), None)
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _median(rows: Iterable[Row], name: str) -> float | None:
@@ -197,11 +198,7 @@ def _median(rows: Iterable[Row], name: str) -> float | None:
 
 def _charts(run: Run) -> str:
     baselines = run.summary.get("baselines", {})
-    levels = [
-        (_level_name(tool, corpus, baselines), value)
-        for corpus, tools in baselines.items()
-        for tool, value in tools.items()
-    ]
+    levels = [level for tools in baselines.values() for level in tools.items()] if len(baselines) == 1 else []  # of several: a thicket
     marks = [(row["step"], str(row["event"])) for row in run.log if row.get("event") == "resumed"]
     names = sorted({name for row in run.evals for name in row if name.startswith("eval/bpb")})
     lines = [
@@ -237,22 +234,21 @@ def _points(rows: Iterable[Row], name: str) -> list[Point]:
 def centred_mean(points: list[Point], half: int, limit: int) -> list[Point]:
     """At about `limit` of the points, the mean of y over `half` points to either side.
 
-    Narrower towards the ends, so that it does not lag; what is not finite counts as absent.
+    Looks both ways, so that it does not lag; what is not finite counts as absent.
     """
     ys = [y if math.isfinite(y) else 0.0 for _, y in points]
     sums = [0.0, *accumulate(ys)]
     counts = [0, *accumulate(math.isfinite(y) for _, y in points)]
     means = []
     for i in range(0, len(points), max(1, len(points) // limit)):
-        reach = min(half, i, len(points) - 1 - i)
-        low, high = i - reach, i + reach + 1
+        low, high = max(0, i - half), min(len(points), i + half + 1)
         count = counts[high] - counts[low]
         means.append((points[i][0], (sums[high] - sums[low]) / count if count else math.nan))
     return means
 
 
 def thin(points: list[Point], limit: int) -> list[Point]:
-    """At most `limit` of the points: of each stretch its lowest and its highest, so that no peak is lost."""
+    """About `limit` of the points: of each stretch its lowest and its highest, so that no peak is lost."""
     if len(points) <= limit:
         return points
     size = math.ceil(len(points) / (limit // 2))
@@ -261,7 +257,7 @@ def thin(points: list[Point], limit: int) -> list[Point]:
         stretch = points[start : start + size]
         ordered = sorted((p for p in stretch if math.isfinite(p[1])), key=itemgetter(1)) or stretch[:1]
         kept += sorted({ordered[0], ordered[-1]})
-    return kept
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 
 def _samples(samples: list[Row]) -> str:

@@ -56,6 +56,8 @@ def line_chart(
         return f'<figure class="chart">{head}<p><small>no data yet</small></p></figure>'
     levels = [(name, math.log10(y) if is_log else y) for name, y in levels if y > 0 or not is_log]
     x0, x1 = _padded(min(x for x, _ in finite), max(x for x, _ in finite), 0.0)
+    if 0 < x0 <= x1 / 4:
+        x0 = 0.0
     y0, y1 = _y_range(drawn, [y for _, y in levels])
     if from_zero and not is_log:
         y0, y1 = min(0.0, y0), max(0.0, y1)
@@ -83,10 +85,10 @@ def line_chart(
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], `count` or a few less."""
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], at most count + 1."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

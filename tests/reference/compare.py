@@ -50,7 +50,7 @@ def packed_batch(documents: list[list[int]], T: int, vocab: int, seed: int = 0) 
 
 
 def relative_error(actual: Any, expected: Any) -> float:
-    """|actual - expected| / |expected| in the Euclidean norm; an expected zero must be met exactly."""
+    """|actual - expected| / |expected|, Euclidean.  An expected zero must be met exactly."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape != expected.shape:
         raise ValueError(f"shapes {actual.shape} and {expected.shape} differ")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import autograd
 import autograd.numpy as np
-import numpy as onp
 
 from jaxlm.model.config import ModelConfig
 from tests.reference.attention import attention
@@ -24,7 +23,7 @@ from tests.reference.attention import attention
 
 def turns_of_pair(pair: int, c: ModelConfig) -> float:
     """Full turns that a pair of dimensions makes over the original context."""
-    wavelength = 2 * onp.pi * c.rope_theta ** (2 * pair / c.head_width)  # positions per turn
+    wavelength = 2 * np.pi * c.rope_theta ** (2 * pair / c.head_width)  # positions per turn
     return c.rope_original_len / wavelength
 
 
@@ -59,20 +58,20 @@ def frequency(pair: int, c: ModelConfig) -> float:
 
 
 @functools.cache
-def rotation(position: int, c: ModelConfig) -> onp.ndarray:
+def rotation(position: int, c: ModelConfig) -> Any:
     """The (H, H) matrix that turns a head at this position, arXiv:2104.09864 equation 15.
 
     The paper pairs dimensions 2i and 2i + 1, jaxlm i and i + H/2: a reordering.  YaRN makes queries
     and keys longer by 0.1 ln(factor) + 1, arXiv:2309.00071 equation 22.
     """
     half = c.head_width // 2
-    matrix_HH = onp.zeros((c.head_width, c.head_width))
+    matrix_HH = np.zeros((c.head_width, c.head_width))
     for pair in range(half):
         angle = position * frequency(pair, c)
         a, b = pair, pair + half
-        matrix_HH[a, a] = matrix_HH[b, b] = onp.cos(angle)
-        matrix_HH[a, b], matrix_HH[b, a] = -onp.sin(angle), onp.sin(angle)
-    return matrix_HH * (0.1 * onp.log(c.rope_factor) + 1 if c.rope_scaling == "yarn" else 1)
+        matrix_HH[a, a] = matrix_HH[b, b] = np.cos(angle)
+        matrix_HH[a, b], matrix_HH[b, a] = -np.sin(angle), np.sin(angle)
+    return matrix_HH * (0.1 * np.log(c.rope_factor) + 1 if c.rope_scaling == "yarn" else 1)
 
 
 # --- one layer -------------------------------------------------------------------------------
@@ -120,8 +119,10 @@ def self_attention(x_TD, p: dict[str, Any], c: ModelConfig, window: int | None) 
 
     q, k, v = heads(p["wq"], "q_norm"), heads(p["wk"], "k_norm"), heads(p["wv"], None)
     newest = len(x_TD) if window is None else window
+
     def sees(_, t, s):
         return t - newest < s <= t
+
     scores = {
         "scale": c.head_width**-0.5,
         "softcap": c.attention_softcap,
@@ -137,10 +138,13 @@ def self_attention(x_TD, p: dict[str, Any], c: ModelConfig, window: int | None) 
 def layer_params(params: dict[str, Any], i: int, c: ModelConfig) -> dict[str, Any]:
     """Parameters of layer i: every layer of the pattern's period is stacked over the periods."""
     period = len(c.layer_pattern)
+
     def is_dict(p):
         return hasattr(p, "items")  # autograd's dicts are no `dict`
+
     def pick(p):
         return {k: pick(v) for k, v in p.items()} if is_dict(p) else p[i // period]
+
     return pick(params["layers"][f"block_{i % period}"])
 
 
@@ -175,7 +179,7 @@ class Sums(NamedTuple):
 
 def documents(segment_ids_BT) -> Iterator[tuple[int, slice]]:
     """(row, positions) of every document: the runs of one id.  Id 0 is padding."""
-    for b, ids_T in enumerate(onp.asarray(segment_ids_BT)):
+    for b, ids_T in enumerate(np.asarray(segment_ids_BT)):
         start = 0
         for t in range(1, len(ids_T) + 1):
             if t == len(ids_T) or ids_T[t] != ids_T[start]:
@@ -201,7 +205,7 @@ def loss_sums(params: dict[str, Any], batch: dict[str, Any], c: ModelConfig) -> 
             nats = nats + weight * (log_normaliser - logits_V[target])
             z_squares = z_squares + weight * log_normaliser**2
             correct = correct + weight * (np.argmax(logits_V) == target)
-    return Sums(nats, z_squares, correct, float(onp.sum(batch["weights"])))
+    return Sums(nats, z_squares, correct, float(np.sum(batch["weights"])))
 
 
 def loss_and_grads(

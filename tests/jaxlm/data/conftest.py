@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small corpus with long, short and empty documents, and tokenizers trained on it."""
+"""Trained tokenizers, and configs of corpora on disk."""
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,23 +9,7 @@ import pytest
 from jaxlm.data.config import CorpusConfig, DataConfig, TokenizerConfig
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.tokenizer_training import train_tokenizer
-
-VOCAB_SIZE = 320
-
-
-def make_texts(seed: int, count: int) -> list[str]:
-    """Different texts of 0 to 3000 characters, most of them short, some not ASCII."""
-    rng = random.Random(seed)
-    words = ["def", "return", "self.x", "é", "naïve", "\u2581", "<doc>", "\t", "\n", "\r\n", "  ", "日本"]
-    words += ["".join(rng.choices("abcdefgh", k=rng.randint(1, 7))) for _ in range(60)]
-    sizes = [0, *(rng.choice([1, 5, 20, 80, 400]) for _ in range(count - 1))]
-    return ["".join(rng.choice(words) + " " for _ in range(n)) for n in sizes]
-
-
-def write_jsonl(path: Path, texts: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+from tests.jaxlm.data.corpora import VOCAB_SIZE, make_texts, write_jsonl
 
 
 @pytest.fixture(scope="session", params=["bpe", "unigram"])

@@ -4,6 +4,7 @@
 Legend: B batch  T positions  S cache slots
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,6 @@ from tests.reference.compare import (
     packed_batch,
     random_params,
     relative_error,
-    relative_errors,
 )
 
 VOCAB = 19
@@ -43,16 +43,17 @@ def build(**overrides: Any) -> tuple[Model, Any]:
     return model, random_params(model)
 
 
+def quick(f: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(f, compiler_options=QUICK_COMPILE)
+
+
 def dependence(model: Model, params: Any, T: int, segment_ids=None) -> np.ndarray:
     """(T, T) bool: whether the hidden state at t changes with the embedding of position s."""
-    batch = packed_batch([[T]], T=T, vocab=T)
     tokens = np.arange(T, dtype=np.int32)[None]  # all different: a table row stands for a position
-    inputs = (tokens, batch["positions"], segment_ids)
-    table = params["embed"]["table"]
-    def with_table(table):
-        return params | {"embed": {"table": table}}
-    jacobian = jax.jacrev(lambda table: model.apply(with_table(table), *inputs)[0])(table)
-    return np.asarray(jnp.abs(jacobian).sum((1, 3)) > 0)[:, :T]
+    with_table = lambda table: params | {"embed": {"table": table}}
+    hidden = lambda table: model.apply(with_table(table), tokens, None, segment_ids)[0]
+    jacobian_TDSD = quick(jax.jacrev(hidden))(params["embed"]["table"])
+    return np.asarray(jnp.abs(jacobian_TDSD).sum((1, 3)) > 0)[:, :T]
 
 
 def test_no_hidden_state_depends_on_a_later_token():
@@ -78,8 +79,10 @@ def test_counting_positions_through_the_row_changes_nothing():
     """Scores know distances only, so positions need not restart in each document."""
     model, params = build(**RICH)
     batch = packed_batch([[5, 3], [8]], T=8, vocab=VOCAB)
+
     def run(positions):
         return model.apply(params, batch["tokens"], positions, batch["segment_ids"])
+
     assert relative_error(run(None), run(batch["positions"])) < SAME
 
 
@@ -90,21 +93,8 @@ def test_what_padding_holds_changes_neither_loss_nor_gradient():
     other = {
         k: np.where(is_padding, (batch[k] + 7) % VOCAB, batch[k]) for k in ("tokens", "targets")
     }
-    step = jax.jit(jax.value_and_grad(lambda p, b: batch_loss(model, p, b).nats))
+    step = quick(jax.value_and_grad(lambda p, b: batch_loss(model, p, b).nats))
     jax.tree.map(np.testing.assert_array_equal, step(params, batch), step(params, batch | other))
-
-
-@pytest.mark.parametrize("remat", ["full", "dots", "block_inputs"])
-def test_remat_changes_no_gradient(remat):
-    batch = packed_batch([[5, 3], [8]], T=8, vocab=VOCAB)
-
-    def grads(remat: str) -> Any:
-        model, params = build(**RICH, num_layers=4, remat=remat)
-        step = jax.jit(jax.grad(lambda p: batch_loss(model, p, batch).nats))
-        return step(params)
-
-    # the program is another one, so XLA fuses, and rounds, in other places
-    assert max(relative_errors(grads(remat), grads("none")).values()) < SAME
 
 
 def test_remat_policies_store_less_and_less():
@@ -125,18 +115,19 @@ def test_the_scan_over_depth_is_the_layers_one_after_another():
     model, params = build(**RICH, num_layers=6)
     c, tokens = model.config, packed_batch([[8]], T=8, vocab=VOCAB)["tokens"]
     tables = rope_tables(jnp.arange(8)[None], *rope_frequencies(c.head_width, c.rope_theta))
-    x = params["embed"]["table"][tokens]
+    x = jnp.asarray(params["embed"]["table"][tokens])
     for i in range(c.num_layers):
         of_layer = jax.tree.map(lambda p, i=i: p[i // 2], params["layers"][f"block_{i % 2}"])
         block = Block(c, c.layer_pattern[i % 2])
-        x, _ = block.apply({"params": of_layer}, x, Where(tables, None, None), None)
+        x, _ = quick(block.apply)({"params": of_layer}, x, Where(tables, None, None), None)
+    x = np.asarray(x)
     x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + c.norm_eps) * params["final_norm"]["scale"]
-    assert relative_error(model.apply(params, tokens), x) < SAME
+    assert relative_error(quick(model.apply)(params, tokens), x) < SAME
 
 
 def continue_cached(model: Model, params: Any, tokens: np.ndarray, caches: Any, chunks: list[int]):
     """Hidden states of tokens fed in chunks from position 0 on."""
-    step = jax.jit(model.apply_cached)
+    step = quick(model.apply_cached)
     outs, start = [], 0
     for size in chunks:
         offset_B = jnp.full(len(tokens), start)
@@ -146,14 +137,14 @@ def continue_cached(model: Model, params: Any, tokens: np.ndarray, caches: Any, 
     return np.concatenate(outs, axis=1)
 
 
-@pytest.mark.parametrize("chunks", [[1] * 9, [4, 1, 1, 1, 1, 1], [9], [2, 7], [5, 3, 1]], ids=str)
+@pytest.mark.parametrize("chunks", [[1] * 9, [4, 1, 1, 3], [2, 7]], ids=str)
 def test_cached_decoding_equals_the_full_forward_pass(chunks):
     model, params = build(**RICH)
     tokens = packed_batch([[9], [9]], T=9, vocab=VOCAB)["tokens"]
     # slots not written yet hold rubbish: nothing may look at them
     caches = jax.tree.map(lambda x: x + 100.0, model.init_cache(batch=2, num_slots=12))
     cached = continue_cached(model, params, tokens, caches, chunks)
-    assert relative_error(cached, model.apply(params, tokens)) < SAME
+    assert relative_error(cached, quick(model.apply)(params, tokens)) < SAME
 
 
 def test_cached_decoding_in_bfloat16_rounds_as_the_full_forward_pass_does():
@@ -163,7 +154,7 @@ def test_cached_decoding_in_bfloat16_rounds_as_the_full_forward_pass_does():
     assert {x.dtype for x in jax.tree.leaves(caches)} == {jnp.dtype("bfloat16")}
     cached = continue_cached(model, params, tokens, caches, [4, 1, 4])
     # equal but for the order of f32 sums, which moves some values to the neighbour in bf16, 2^-8
-    assert relative_error(cached, model.apply(params, tokens)) < 2.0**-8
+    assert relative_error(cached, quick(model.apply)(params, tokens)) < 2.0**-8
 
 
 def test_rows_of_the_cache_continue_at_their_own_positions():
@@ -171,10 +162,10 @@ def test_rows_of_the_cache_continue_at_their_own_positions():
     model, params = build(**RICH)
     tokens = packed_batch([[11], [11]], T=11, vocab=VOCAB)["tokens"]
     lengths, rows = np.array([3, 7]), np.arange(2)
-    step = jax.jit(model.apply_cached)
+    step = quick(model.apply_cached)
     padded = np.where(np.arange(7) < lengths[:, None], tokens[:, :7], 0)
     _, caches = step(params, padded, model.init_cache(2, 11), jnp.zeros(2, int))
-    full = np.asarray(model.apply(params, tokens))
+    full = np.asarray(quick(model.apply)(params, tokens))
     for i in range(4):
         at = lengths + i
         out, caches = step(params, tokens[rows, at][:, None], caches, jnp.asarray(at))
@@ -186,16 +177,18 @@ def test_rows_of_the_cache_continue_at_their_own_positions():
 )
 def test_every_dimension_of_every_parameter_has_a_logical_axis(overrides):
     model, params = build(**overrides)
+
     def is_axes(leaf):
         return isinstance(leaf, tuple)
-    axes = jax.tree.map(lambda a: len(a), model.axes(), is_leaf=is_axes)
+
+    axes = jax.tree.map(len, model.axes(), is_leaf=is_axes)
     assert axes == jax.tree.map(lambda p: p.ndim, params)
     assert model.axes()["layers"]["block_0"]["attention"]["wq"][0] == "layers"
 
 
 def test_initial_parameters_have_the_documented_scales():
     model, _ = build(num_layers=8, embed_dim=64, ffn_dim=128, num_heads=8, head_dim=16)
-    params = jax.jit(model.init, compiler_options=QUICK_COMPILE)(jax.random.key(0))
+    params = quick(model.init)(jax.random.key(0))
     block = params["layers"]["block_0"]
     std = {
         "table": (params["embed"]["table"], 0.02),

@@ -32,6 +32,7 @@ def test_values_agree_with_float64_up_to_the_last_rounding(dtype, bound, D):
 def test_a_zero_vector_has_a_zero_norm_and_a_finite_gradient():
     def norm(x):
         return RMSNorm(1e-6).apply({"params": {"scale": jnp.ones(4)}}, x)
+
     x = jnp.zeros((2, 4))
     assert not norm(x).any()
     np.testing.assert_allclose(jax.grad(lambda x: norm(x).sum())(x), 1e3, rtol=1e-6)  # 1/sqrt(eps)
@@ -40,5 +41,6 @@ def test_a_zero_vector_has_a_zero_norm_and_a_finite_gradient():
 def test_the_scale_of_the_input_does_not_matter_without_epsilon():
     def norm(x):
         return RMSNorm(1e-30).apply({"params": {"scale": jnp.ones(6)}}, x)
+
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)), jnp.float32)
     np.testing.assert_allclose(norm(1000 * x), norm(x), rtol=1e-6)

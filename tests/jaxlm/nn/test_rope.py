@@ -106,10 +106,12 @@ def test_a_factor_of_one_changes_nothing(scaling):
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_scores_depend_on_the_distance_of_positions_only(scaling):
     q, k = vectors(7, 10, seed=1), vectors(7, 10, seed=2)
+
     def scores(start):
-        return (
-            turned(q, start + np.arange(7), scaling) @ (turned(k, start + np.arange(7), scaling).T)
+        return turned(q, start + np.arange(7), scaling) @ (
+            turned(k, start + np.arange(7), scaling).T
         )
+
     # an angle near 60 rad is off by 60 * 2^-23 = 7e-6 in f32
     assert relative_error(scores(53), scores(0)) < 2e-5
     assert relative_error(turned(q, np.arange(7), scaling), q) > 0.1
@@ -118,8 +120,10 @@ def test_scores_depend_on_the_distance_of_positions_only(scaling):
 def test_position_zero_is_the_identity_and_every_position_keeps_the_length():
     x = vectors(9, 12)
     np.testing.assert_array_equal(turned(x, np.zeros(9, np.int32)), x)
+
     def lengths(x):
         return np.linalg.norm(x, axis=-1)
+
     np.testing.assert_allclose(lengths(turned(x, np.arange(9))), lengths(x), rtol=1e-6)
 
 

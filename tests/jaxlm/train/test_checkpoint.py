@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: bit for bit on any mesh; damage is found; half a checkpoint is none."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.core.errors import CheckpointError
+from jaxlm.train.checkpoint import (
+    Checkpointer,
+    Identity,
+    list_checkpoints,
+    newest_whole,
+    restore,
+)
+from jaxlm.train.setup import on_mesh
+from tests.jaxlm.train.conftest import changed
+
+IDENTITY = Identity("config", "data")
+
+
+@pytest.fixture
+def saved(tmp_path, make_trainer, random_batch):
+    """(folder, host copy of the state) after one update on a 4 x 2 mesh, saved as step 1."""
+    trainer = make_trainer(fsdp=4, model=2)
+    with on_mesh(trainer.mesh):
+        state, _ = trainer.step(trainer.init(jax.random.key(0)), random_batch(0))
+        checkpointer = Checkpointer(tmp_path, keep=2, identity=IDENTITY)
+        checkpointer.save(1, state)
+        checkpointer.close()
+    return tmp_path, jax.device_get(state)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2}], ids=str)
+def test_a_state_moves_to_any_mesh_bit_for_bit(saved, make_trainer, sizes):
+    folder, want = saved
+    like = make_trainer(**sizes).abstract_state
+    got = restore(folder, 1, like)
+    for a, b, leaf in zip(*map(jax.tree.leaves, (got, want, like)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.sharding.is_equivalent_to(leaf.sharding, a.ndim) and a.dtype == leaf.dtype
+
+
+def test_every_flipped_byte_of_every_file_is_found(saved, make_trainer):
+    folder, _ = saved
+    like, rng = make_trainer().abstract_state, np.random.default_rng(0)
+    for path in [p for p in (folder / "00000001" / "state").rglob("*") if p.is_file()]:
+        whole = path.read_bytes()
+        for at in rng.integers(0, max(len(whole), 1), 3) if whole else ():
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=f"{path.name}.* is damaged"):
+                restore(folder, 1, like)
+        path.write_bytes(whole)
+    assert int(restore(folder, 1, like).step) == 1
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud_and_none_left_is_an_error(saved, make_trainer):
+    folder, _ = saved
+    (folder / "00000002" / "state").mkdir(parents=True)
+    manifest = json.loads((folder / "00000001" / "manifest.json").read_text())
+    manifest["files"] = {"gone": {"crc32": 0, "size": 1}}
+    (folder / "00000002" / "manifest.json").write_text(json.dumps(manifest))
+    notes = []
+    assert newest_whole(folder, notes.append) == 1 and "gone is missing" in notes[0]
+    (folder / "00000001" / "state" / "_METADATA").write_text("")
+    with pytest.raises(CheckpointError, match="all checkpoints .* are damaged"):
+        newest_whole(folder, notes.append)
+
+
+def test_an_unsealed_step_is_no_checkpoint_and_is_cleared_away(saved):
+    folder, _ = saved
+    (folder / "00000009" / "state").mkdir(parents=True)
+    (folder / "00000001.orbax-checkpoint-tmp").mkdir()
+    assert list_checkpoints(folder) == [1]
+    Checkpointer(folder, keep=2, identity=IDENTITY).close()
+    assert sorted(p.name for p in folder.iterdir()) == ["00000001"]
+
+
+def test_another_model_or_other_data_is_refused_by_name(saved, make_trainer):
+    folder, _ = saved
+    wider = make_trainer(changed("model", ffn_dim=128)).abstract_state
+    with pytest.raises(CheckpointError, match=r"of another model: .*w_down.*64.*128.*more"):
+        restore(folder, 1, wider)
+    cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), wider)
+    with pytest.raises(CheckpointError, match="bfloat16"):  # Orbax alone would cast silently
+        restore(folder, 1, cast)
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        restore(folder, 1, make_trainer().abstract_state, data_id="other")
+
+
+def test_only_the_newest_are_kept_and_the_old_go_seal_first(saved, make_trainer):
+    folder, want = saved
+    checkpointer = Checkpointer(folder, keep=2, identity=IDENTITY)
+    for step in (2, 3):
+        checkpointer.save(step, want)
+    checkpointer.close()
+    assert list_checkpoints(folder) == [2, 3]
+
+
+def test_a_full_or_closed_disk_is_one_line_and_the_old_checkpoint_stands(saved, monkeypatch):
+    folder, want = saved
+    checkpointer = Checkpointer(folder, keep=2, identity=IDENTITY)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("jaxlm.train.checkpoint.write_json_atomic", lambda *_: (_ for _ in ()).throw(full))
+    checkpointer.save(2, want)
+    with pytest.raises(CheckpointError, match="cannot save .*00000002: No space left on device"):
+        checkpointer.wait()
+    checkpointer.close()
+    assert list_checkpoints(folder) == [1]
