@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from jaxlm.core.errors import ConfigError
@@ -30,10 +31,14 @@ def set_up_devices(args: argparse.Namespace) -> None:
     Raises ConfigError for flags that do not fit together or a coordinator that does not answer.
     """
     if args.cpu_devices is not None and args.cpu_devices < 1:
-        raise ConfigError(f"--cpu-devices must be >= 1, got {args.cpu_devices}")
+        raise ConfigError(f"--cpu-devices must be >= 1, got {args.cpu_devices}; leave it out to use what is there")
     flags = (args.coordinator, args.num_processes, args.process_id)
     if any(f is not None for f in flags) and None in flags:
         raise ConfigError("--coordinator, --num-processes and --process-id go together; give all three")
+    if args.coordinator is not None and not re.fullmatch(r".+:\d+", args.coordinator):
+        raise ConfigError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:8476, got {args.coordinator!r}")
+    if args.num_processes is not None and args.num_processes < 1:
+        raise ConfigError(f"--num-processes must be >= 1, got {args.num_processes}")
     if args.num_processes is not None and not 0 <= args.process_id < args.num_processes:
         raise ConfigError(f"--process-id must be in 0..{args.num_processes - 1}, got {args.process_id}")
 
@@ -50,6 +55,19 @@ def set_up_devices(args: argparse.Namespace) -> None:
         _join(jax, coordinator_address=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
     elif _is_cluster_job():
         _join(jax)  # the address comes from the cluster's environment
+    _find_devices(jax)
+
+
+def _find_devices(jax) -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as e:  # jax asserts when a platform's plugin is missing
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = (str(e) or "no such device").partition(" (set JAX_PLATFORMS")[0]
+        raise ConfigError(
+            f"JAX_PLATFORMS={asked!r} cannot be used here: {reason}; unset it to take what is there, "
+            "or install the extra: pip install 'jaxlm[cuda]' or 'jaxlm[tpu]'"
+        ) from e
 
 
 def _is_cluster_job() -> bool:
@@ -66,4 +84,7 @@ def _join(jax, **where) -> None:
         jax.distributed.initialize(**where, initialization_timeout=120, heartbeat_timeout_seconds=20)
     except (RuntimeError, ValueError) as e:
         place = where.get("coordinator_address", "the cluster's coordinator")
-        raise ConfigError(f"cannot join the other processes at {place}: {str(e).splitlines()[0]}") from e
+        raise ConfigError(
+            f"cannot join the other processes at {place}: {str(e).splitlines()[0]}; "
+            "check that process 0 runs and that its address can be reached from here"
+        ) from e

@@ -4,10 +4,14 @@
 import argparse
 import errno
 import importlib
+import io
 import os
+import re
 import sys
+from typing import NoReturn
 
-from jaxlm.core.errors import UserError
+from jaxlm.core.errors import ConfigError, UserError
+from jaxlm.core.typed import nearest
 
 COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.py
     "train": "train a model, or go on with a stopped run",
@@ -17,7 +21,7 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "bench": "measure the loop, the step, the loader and the start",
 }
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 EPILOG = """\
 begin with:   jaxlm train configs/tiny_stdlib.gin
@@ -26,10 +30,39 @@ every knob is a config field: jaxlm train CONFIG --set OptimConfig.peak_lr=3e-4
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as every other one is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 2 for a user's mistake, 3 diverged, 75 stopped."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    _make_output_safe()
+    try:
+        args = _parse(argv)
+        code = args.execute(args)
+        sys.stdout.flush()
+        return code
+    except UserError as e:
+        return _fail(argv, e, str(e), e.exit_code)
+    except BrokenPipeError:  # whoever read our output has gone
+        return 0
+    except OSError as e:
+        if e.errno not in DISK_ERRORS:
+            raise
+        place = e.filename or "the disk or the output"
+        return _fail(argv, e, f"{place}: {e.strerror}; make room, then give the same command again", 2)
+    except KeyboardInterrupt:
+        return _fail(argv, None, "interrupted", 130)
+    finally:
+        _drop_unwritable_output()
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
         prog="jaxlm",
         description="Pretrain language models: from text to a trained model, on a laptop or a mesh.",
         epilog=EPILOG,
@@ -38,32 +71,42 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show a traceback for mistakes too")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in argv if not word.startswith("-")), None)
+    if asked is not None and asked not in COMMANDS:
+        raise ConfigError(f"unknown command {asked!r}; {nearest(asked, COMMANDS)}")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == asked:
             module = importlib.import_module(f"jaxlm.cli.{name}")
             module.add_arguments(command)
             command.set_defaults(execute=module.run)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = re.findall(r"--[a-z-]+", commands.choices[args.command].format_help())
+        hint = nearest(unknown[0].partition("=")[0], flags)
+        raise ConfigError(f"jaxlm {args.command} has no argument {unknown[0]!r}; {hint}")
+    return args
+
+
+def _make_output_safe() -> None:
+    """No text, however odd, and no closed output ends a command."""
+    if sys.stdout is None:  # started with >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_unwritable_output() -> None:
+    """What a broken output still holds goes nowhere, or the interpreter would complain at its end."""
     try:
-        return args.execute(args)
-    except UserError as e:
-        return _fail(args, e, str(e), e.exit_code)
-    except BrokenPipeError:  # whoever read our output has gone
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as e:
-        if e.errno not in DISK_ERRORS:
-            raise
-        return _fail(args, e, f"{e.filename or 'disk'}: {e.strerror}; make room or choose another place", 2)
-    except KeyboardInterrupt:
-        return _fail(args, None, "interrupted", 130)
 
 
-def _fail(args: argparse.Namespace, error: BaseException | None, line: str, code: int) -> int:
-    if args.debug and error is not None:
+def _fail(argv: list[str], error: BaseException | None, line: str, code: int) -> int:
+    if "--debug" in argv and error is not None:
         raise error
-    print(f"jaxlm: error: {line}", file=sys.stderr)
+    print(f"jaxlm: error: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
 
 

@@ -32,6 +32,7 @@ from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 SPLITS = ("train", "valid")
 _CHUNK_CHARS = 1 << 22  # of text that is encoded at a time
 _BYTES_FOR_PROCESSES = 1 << 26  # of text from which more processes pay for their start
+_CORES_FOR_PROCESSES = 4  # with fewer, SentencePiece's own threads keep them busy
 _BASELINE_BYTES = 16_000_000  # xz takes a second for each 1.5 MB
 
 
@@ -113,15 +114,16 @@ def encode_documents(
     documents: Iterable[Document], tokenizer_path: Path, num_source_bytes: int
 ) -> Iterator[Encoded]:
     """Each document encoded, in order; over all cores where there is much text."""
-    encode = functools.partial(_encode_chunk, tokenizer_path)
     chunks = _chunks(documents)
-    num_processes = os.cpu_count() or 1
-    if num_source_bytes < _BYTES_FOR_PROCESSES or num_processes == 1:
+    num_cores = os.cpu_count() or 1
+    if num_source_bytes < _BYTES_FOR_PROCESSES or num_cores < _CORES_FOR_PROCESSES:
+        encode = functools.partial(_encode_chunk, tokenizer_path, num_cores)
         yield from itertools.chain.from_iterable(map(encode, chunks))
     else:
+        encode = functools.partial(_encode_chunk, tokenizer_path, 1)
         # "spawn": a fork of a process that has read ArrayRecord files crashes
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        with ProcessPoolExecutor(num_cores, mp_context=context) as pool:
             try:
                 yield from itertools.chain.from_iterable(_ordered_map(pool, encode, chunks))
             except BrokenProcessPool as e:
@@ -157,12 +159,12 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _encode_chunk(tokenizer_path: Path, texts: list[str]) -> list[Encoded]:
+def _encode_chunk(tokenizer_path: Path, num_threads: int, texts: list[str]) -> list[Encoded]:
     tokenizer = _loaded(tokenizer_path)
     dtype = token_dtype(tokenizer.vocab_size)
     return [
         Encoded(digest_of(text), len(text.encode()), np.array(ids, dtype).tobytes())
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
+        for text, ids in zip(texts, tokenizer.encode_batch(texts, num_threads), strict=True)
     ]
 
 

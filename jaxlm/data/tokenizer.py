@@ -76,13 +76,13 @@ class Tokenizer:
         """Ids of any bytes, UTF-8 or not."""
         return self.encode(data.decode("utf-8", "surrogateescape"))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; distinct lines are encoded once, over SentencePiece's own threads."""
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """Ids of each text; distinct lines are encoded once, by SentencePiece's own threads."""
         units = [UNITS.findall(text) for text in texts]
         distinct = set(itertools.chain.from_iterable(units))
         table = {unit: self._byte_pieces(unit) for unit in distinct if _is_special(unit)}
         plain = list(distinct.difference(table))
-        table.update(zip(plain, self._sp.encode(plain), strict=True))
+        table.update(zip(plain, self._sp.encode(plain, num_threads=num_threads), strict=True))
         return [list(itertools.chain.from_iterable(map(table.__getitem__, u))) for u in units]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

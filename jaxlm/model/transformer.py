@@ -5,7 +5,7 @@
     per layer:  x += attention(norm(x));  x += mlp(norm(x))
     hidden = norm(x);  logits = cap * tanh(hidden E^T / cap)
 
-Legend: B batch  T positions  S cache slots  D model width  K kv heads  H head width
+Legend: B batch  T positions  R = B*T  S cache slots  D model width  K kv heads  H head width
         V vocabulary  L layers
 """
 
@@ -168,10 +168,10 @@ class Model:
 
     def logits(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
         """f32 logits (B, T, V) of hidden states, soft-capped when the config says so."""
+        B, T, D = hidden_BTD.shape
         table_VD = self.output_matrix(params).astype(hidden_BTD.dtype)
-        logits_BTV = jnp.einsum(
-            "BTD,VD->BTV", hidden_BTD, table_VD, preferred_element_type=jnp.float32
-        )
+        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        logits_BTV = product("RD,VD->RV", hidden_BTD.reshape(B * T, D), table_VD).reshape(B, T, -1)
         cap = self.config.logit_softcap
         return logits_BTV if cap is None else cap * jnp.tanh(logits_BTV / cap)
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxlm.nn import init
+from jaxlm.nn.linear import linear
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import apply_rope
 from pallas_kernels.attention.api import Impl, attention
@@ -59,9 +59,7 @@ class Attention(nn.Module):
         )
         sinks_N = init.param(self, "sinks", init.zeros, (N,), ("heads",)) if self.has_sinks else None
 
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, wq_DNH.astype(x_BTD.dtype))
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, wk_DKH.astype(x_BTD.dtype))
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, wv_DKH.astype(x_BTD.dtype))
+        q_BTNH, k_BTKH, v_BTKH = (linear(x_BTD, w) for w in (wq_DNH, wk_DKH, wv_DKH))
         if self.qk_norm_eps is not None:
             q_BTNH = RMSNorm(self.qk_norm_eps, axis="head_dim", name="q_norm")(q_BTNH)
             k_BTKH = RMSNorm(self.qk_norm_eps, axis="head_dim", name="k_norm")(k_BTKH)
@@ -76,7 +74,7 @@ class Attention(nn.Module):
         else:
             cache = KVCache(*map(_write_at(where.offset_B), cache, (k_BTKH, v_BTKH)))
             out_BTNH = attention(q_BTNH, *cache, q_offset=where.offset_B, **mask)
-        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, wo_NHD.astype(x_BTD.dtype)), cache
+        return linear(out_BTNH, wo_NHD, num_inputs=2), cache
 
 
 def _write_at(offset_B: jax.Array):

@@ -7,7 +7,7 @@
         display.finish()
 
 A display never ends a run: when its stream breaks (a closed pipe, a lost terminal, a full disk)
-it falls silent.  rich is imported only for a terminal.
+it falls silent.
 """
 
 import math
@@ -15,37 +15,32 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Self, TextIO
 
 from jaxlm.telemetry.readable import duration, fixed, number, percent, printable
 from jaxlm.telemetry.stream import UnbreakableStream
-from jaxlm.telemetry.textplot import bar, curve, rows_of
+from jaxlm.telemetry.textplot import curve, rows_of
 from jaxlm.telemetry.writer import Row
 
 Piece = str | tuple[str, str]  # text, or (text, rich style)
 
-REDRAW_S = 0.2  # between two drawings of the live block
 PLAIN_PROGRESS_S = 10.0  # between two plain lines of one task
-MAX_WIDTH = 100  # columns of a permanent line
-BLOCK_WIDTH = 79  # columns of the live block: a terminal made narrower seldom has to break its lines
-LOSS_SPAN = 20  # updates: the shown loss is a mean with weights exp(-age / LOSS_SPAN)
+MAX_WIDTH = 100  # columns
+LOSS_SPAN = 20  # updates
 
 
 class Display:
     """Permanent lines, and the numbers of the run; subclasses say what shows in between."""
 
-    width = MAX_WIDTH
-
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = UnbreakableStream(stream)
         self._clock = clock
-        self._task: tuple[str, float] | None = None  # label, when it began
+        self._task = ("", 0.0)  # label ("" for none), when it began
         self._num_steps = 0
         self._first = (0, 0.0)  # step and time at the first row of this process
         self._row: Row = {}
-        self._loss = math.nan
-        self._losses: list[float] = []  # smoothed
+        self._losses: list[float] = []  # smoothed: mean of all, then of about the last LOSS_SPAN
         self._bpbs: list[float] = []
 
     def __enter__(self) -> Self:
@@ -71,14 +66,13 @@ class Display:
 
     def progress(self, label: str, frac: float | None, detail: str = "") -> None:
         """How far a task is: frac in [0, 1], 1 ends it; None where its length is unknown."""
-        now, is_new = self._clock(), self._task is None or self._task[0] != label
+        is_new = label != self._task[0]
         if is_new:
-            self._task = (label, now)
-        assert self._task is not None
-        spent = now - self._task[1]
+            self._task = (label, self._clock())
+        spent = self._clock() - self._task[1]
         text = f"{label}  {printable(detail)}".rstrip()
         if frac is not None and frac >= 1:
-            self._task = None
+            self._task = ("", 0.0)
             self._task_ended(f"{text}  {duration(spent)}")
         else:
             left = f"  {duration(spent * (1 - frac) / frac)} left" if frac and spent > 1 else ""
@@ -91,15 +85,13 @@ class Display:
 
     def train(self, row: Row) -> None:
         """The row of one update."""
-        loss = row["train/loss_nats"]
         if not self._row:  # time from here on: the first update includes the compilation
             self._first = (row["step"], self._clock())
-            self._loss = loss
-        self._row = row
+        self._row, loss = row, row["train/loss_nats"]
         if math.isfinite(loss):
-            seen = len(self._losses) + 1
-            self._loss += (loss - self._loss) * max(1 / seen, 1 / LOSS_SPAN)
-            self._losses.append(self._loss)
+            before = self._losses[-1] if self._losses else 0.0
+            weight = max(1 / (len(self._losses) + 1), 1 / LOSS_SPAN)
+            self._losses.append(before + weight * (loss - before))
         self._update_shown()
 
     def eval(self, row: Row) -> None:
@@ -107,10 +99,18 @@ class Display:
         bpb = row["eval/bpb"]
         change = f" ({bpb - self._bpbs[-1]:+.3f})" if self._bpbs else ""
         self._bpbs.append(bpb)
-        others = [f"{n.partition('@')[2]} {fixed(v)}" for n, v in row.items() if n.startswith("eval/bpb@")]
-        parts = [f"loss {fixed(row.get('eval/loss_nats'))}", f"accuracy {percent(row.get('eval/accuracy_frac'))}"]
-        rest = "  ".join(parts + (others if len(others) > 1 else []))
-        self._print(("validation", "bold"), f"  step {row['step']:,}  bpb ", (fixed(bpb), "bold green"), f"{change}  {rest}")
+        rest = f"  loss {fixed(row.get('eval/loss_nats'))}"
+        rest += f"  accuracy {percent(row.get('eval/accuracy_frac'))}"
+        by_corpus = {n.partition("@")[2]: v for n, v in row.items() if n.startswith("eval/bpb@")}
+        if len(by_corpus) > 1:
+            rest += "".join(f"  {corpus} {fixed(value)}" for corpus, value in by_corpus.items())
+        self._print(
+            ("validation", "bold"),
+            f"  step {row['step']:,}  bpb ",
+            (fixed(bpb), "bold green"),
+            change,
+            rest,
+        )
 
     def sample(self, prompt: str, text: str) -> None:
         """Text of the model, the prompt set off."""
@@ -127,7 +127,11 @@ class Display:
     def finish(self) -> None:
         """Training is over: draws its curve."""
         self.close()
-        name, values = ("validation bpb", self._bpbs) if len(self._bpbs) > 2 else ("training loss", self._losses)
+        name, values = (
+            ("validation bpb", self._bpbs)
+            if len(self._bpbs) > 2
+            else ("training loss", self._losses)
+        )
         picture = curve(values, width=min(self.width, 72), height=6)
         if picture:
             self._print((name, "bold"))
@@ -138,8 +142,15 @@ class Display:
     def close(self) -> None:
         """Leaves the terminal as it was."""
 
+    @property
+    def width(self) -> int:
+        """Columns of a permanent line."""
+        return MAX_WIDTH
+
     def _print(self, *pieces: Piece) -> None:
         raise NotImplementedError
+
+    # what shows between the permanent lines
 
     def _task_shown(self, text: str, frac: float | None, is_new: bool) -> None:
         raise NotImplementedError
@@ -159,7 +170,7 @@ class Display:
         spent = self._clock() - began
         done, left = row["step"] - first, self._num_steps - row["step"]
         shown = {
-            "loss": fixed(self._loss),
+            "loss": fixed(self._losses[-1] if self._losses else math.nan),
             "bpb": fixed(self._bpbs[-1]) if self._bpbs else "-",
             "tok/s": number(row.get("perf/tokens_per_s")),
             "MFU": percent(row.get("perf/mfu_frac")),
@@ -174,7 +185,9 @@ class Display:
 class PlainDisplay(Display):
     """One line every `log_every` updates: for files, pipes and notebooks."""
 
-    def __init__(self, stream: TextIO, log_every: int = 10, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO, log_every: int = 10, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(stream, clock)
         self._log_every = log_every
         self._told = -math.inf  # when the running task last had a line
@@ -200,82 +213,14 @@ class PlainDisplay(Display):
             self._print("  ".join(map(" ".join, next(rows_of(pairs, self.width)))))
 
 
-class LiveDisplay(Display):
-    """A block at the bottom of the terminal, redrawn a few times per second."""
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        super().__init__(stream, clock)
-        self._console = Console(file=self._stream, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._task_line: tuple[str, float | None] | None = None
-        self._drawn = -math.inf
-
-    @property
-    def width(self) -> int:  # type: ignore[override]
-        return min(self._console.width - 1, MAX_WIDTH)
-
-    def close(self) -> None:
-        self._live.stop()
-        self._task_line = None
-
-    def _print(self, *pieces: Piece) -> None:
-        from rich.text import Text
-
-        self._console.print(Text.assemble(*pieces), soft_wrap=True)
-
-    def _task_shown(self, text: str, frac: float | None, is_new: bool) -> None:
-        self._task_line = (text, frac)
-        self._draw(at_once=is_new)
-
-    def _task_ended(self, text: str) -> None:
-        self._task_line = None
-        if self._num_steps == 0:
-            self._print(("done  ", "green"), text)
-        self._draw(at_once=True)
-
-    def _update_shown(self) -> None:
-        self._draw(at_once=False)
-
-    def _draw(self, at_once: bool) -> None:
-        now = self._clock()
-        if not at_once and now - self._drawn < REDRAW_S:
-            return
-        self._drawn = now
-        from rich.text import Text
-
-        if not self._live.is_started:
-            self._live.start()
-            self._console.show_cursor(True)  # a killed process could not bring it back
-        self._live.update(Text.assemble(*self._block(min(self.width, BLOCK_WIDTH)), no_wrap=True, overflow="crop"), refresh=True)
-
-    def _block(self, width: int) -> Iterator[Piece]:
-        if self._row:
-            frac = self._row["step"] / self._num_steps
-            tail = f" {self._step()} {frac:4.0%}"
-            yield from zip(bar(frac, width - len(tail)), ("cyan", "dim"), strict=True)
-            yield tail
-            for line in rows_of(self._numbers(), width):
-                yield "\n"
-                for name, value in line:
-                    yield from ((f"{name} ", "dim"), (value, "bold"), "  ")
-        if self._task_line:
-            text, frac = self._task_line
-            yield "\n" if self._row else ""
-            if frac is not None:
-                yield from zip(bar(frac, max(10, width // 3)), ("cyan", "dim"), strict=True)
-                yield f" {frac:4.0%} "
-            yield text
-
-
 def make_display(
     log_every: int = 10, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Display:
-    """A LiveDisplay if the stream (standard output) is a terminal that can show one, else a PlainDisplay."""
+    """A LiveDisplay where the stream (standard output) is a capable terminal, else plain lines."""
     stream = stream or sys.stdout
     can_draw = "utf" in (stream.encoding or "").lower() and os.environ.get("TERM") != "dumb"
     if stream.isatty() and can_draw:
+        from jaxlm.telemetry.live import LiveDisplay  # rich takes 0.1 s to import
+
         return LiveDisplay(stream, clock)
     return PlainDisplay(stream, log_every, clock)

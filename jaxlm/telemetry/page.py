@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained HTML page: page.css and page.js inlined, nothing fetched.  Standard library only."""
+"""One self-contained HTML page: page.css and page.js inlined, nothing fetched.
+
+Standard library only.
+"""
 
 import os
 from html import escape

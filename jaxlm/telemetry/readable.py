@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Foreign text without anything that could steer a terminal: controls and the like become U+FFFD.
+    """Foreign text that cannot steer a terminal: control and format characters become U+FFFD.
 
     Newlines stay; a tab is four spaces.
     """

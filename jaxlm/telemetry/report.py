@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """report.html: one self-contained page about a run, from whatever its directory holds so far.
 
-Standard library only.  Any file may be missing or end early: the run may still be going on, or
-have been killed.
+Standard library only.
 """
 
-import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
-from itertools import accumulate
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from jaxlm.telemetry.curves import centred_mean, points_of, thin
 from jaxlm.telemetry.page import page, write_page
 from jaxlm.telemetry.readable import duration, fixed, number, percent, printable
+from jaxlm.telemetry.record import Run, read_run
 from jaxlm.telemetry.registry import spec_of
-from jaxlm.telemetry.svg import Point, Series, line_chart
-from jaxlm.telemetry.writer import FILE_NAME, Row
+from jaxlm.telemetry.svg import Series, line_chart
+from jaxlm.telemetry.writer import Row
 
 MAX_POINTS = 1500  # of one line in a chart
 MAX_ROWS = 200  # of one table
@@ -37,21 +34,6 @@ TRAIN_CHARTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run directory says."""
-
-    name: str
-    config: Row
-    env: Row
-    summary: Row
-    train: list[Row]  # one per step, in order of step; so is evals
-    evals: list[Row]
-    log: list[Row]  # events, evaluations and refused updates, as they were written
-    samples: list[Row]
-    problems: list[str]  # what could not be read
-
-
 def write_report(run_dir: Path, changed: Collection[str] = ()) -> Path:
     """Writes RUN_DIR/report.html and returns its path.
 
@@ -62,55 +44,12 @@ def write_report(run_dir: Path, changed: Collection[str] = ()) -> Path:
     return path
 
 
-def read_run(run_dir: Path) -> Run:
-    """Reads what is there; what is damaged is left out and named in `problems`."""
-    problems: list[str] = []
-    rows = _read_lines(run_dir / FILE_NAME, problems)
-    by_step = {kind: {r["step"]: r for r in rows if r["kind"] == kind} for kind in ("train", "eval")}
-    return Run(
-        name=run_dir.resolve().name,
-        config=_read_json(run_dir / "config.json", problems),
-        env=_read_json(run_dir / "env.json", problems),
-        summary=_read_json(run_dir / "summary.json", problems),
-        train=[row for _, row in sorted(by_step["train"].items())],
-        evals=[row for _, row in sorted(by_step["eval"].items())],
-        log=[r for r in rows if r["kind"] != "train" or r.get("train/is_refused")],
-        samples=_read_lines(run_dir / "samples.jsonl", problems),
-        problems=problems,
-    )
-
-
 def render(run: Run, changed: Collection[str] = ()) -> str:
     """The page as text."""
     parts = [_head(run), _result(run), _cards(run), _charts(run), _samples(run.samples)]
     parts += [_table("Resolved numbers", run.summary.get("resolved", {}).items())]
     parts += [_log(run.log), _config(run.config, changed), _table("Environment", _flat(run.env))]
     return page(f"{run.name} · jaxlm", "\n".join(parts))
-
-
-def _read_json(path: Path, problems: list[str]) -> Row:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError):
-        problems.append(f"{path.name} is damaged and was left out")
-        return {}
-
-
-def _read_lines(path: Path, problems: list[str]) -> list[Row]:
-    if not path.exists():
-        return []
-    rows, num_bad = [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for line in lines[:-1]:  # what follows the last newline is a row still being written
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            num_bad += 1
-    if num_bad:
-        problems.append(f"{num_bad} damaged lines of {path.name} were left out")
-    return rows
 
 
 def _head(run: Run) -> str:
@@ -122,7 +61,8 @@ def _head(run: Run) -> str:
         facts.append("no summary yet: the run is going on, or was killed")
     facts += run.problems
     return (
-        f'<h1>{escape(run.name)}</h1><p><span class="pill {escape(status)}">{escape(status)}</span> '
+        f"<h1>{escape(run.name)}</h1>"
+        f'<p><span class="pill {escape(status)}">{escape(status)}</span> '
         f'<span class="mute">&nbsp;{escape(" · ".join(facts))}</span></p>'
     )
 
@@ -175,11 +115,17 @@ def _cards(run: Run) -> str:
         f"training loss, last {LAST}": fixed(_mean(_values(run.train, "train/loss_nats")[-LAST:])),
         "tokens trained": number(last.get("data/tokens_seen")),
         "parameters": str(run.summary.get("resolved", {}).get("parameters", "-")).split(" ")[0],
-        "tokens per second": number(run.summary.get("tokens_per_s") or _median(run.train, "perf/tokens_per_s")),
+        "tokens per second": number(
+            run.summary.get("tokens_per_s") or _median(run.train, "perf/tokens_per_s")
+        ),
         "MFU, median": percent(_median(run.train, "perf/mfu_frac")),
-        "wall time": duration(run.summary.get("wall_time_s", math.fsum(_values(run.train, "perf/step_time_s")))),
+        "wall time": duration(
+            run.summary.get("wall_time_s", math.fsum(_values(run.train, "perf/step_time_s")))
+        ),
     }
-    items = (f'<div class="box"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in cards.items())
+    items = (
+        f'<div class="box"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in cards.items()
+    )
     return f'<dl class="cards">{"".join(items)}</dl>'
 
 
@@ -198,66 +144,44 @@ def _median(rows: Iterable[Row], name: str) -> float | None:
 
 def _charts(run: Run) -> str:
     baselines = run.summary.get("baselines", {})
-    levels = [level for tools in baselines.values() for level in tools.items()] if len(baselines) == 1 else []  # of several: a thicket
+    levels = (
+        [level for tools in baselines.values() for level in tools.items()]
+        if len(baselines) == 1
+        else []
+    )  # of several: a thicket
     marks = [(row["step"], str(row["event"])) for row in run.log if row.get("event") == "resumed"]
     names = sorted({name for row in run.evals for name in row if name.startswith("eval/bpb")})
     lines = [
-        Series(name.partition("@")[2] or "all", _points(run.evals, name), color)
+        Series(name.partition("@")[2] or "all", points_of(run.evals, name), color)
         for color, name in enumerate(names)
     ]
     if len(lines) == 2:  # one corpus: its own line is the same as that of all
         lines = lines[:1]
     figures = [_figure("eval/bpb", "Validation", lines, levels=levels, marks=marks)]
     for name, title, from_zero in TRAIN_CHARTS:
-        points = _points(run.train, name)
+        points = points_of(run.train, name)
         mean = centred_mean(points, half=len(points) // 100 + 2, limit=MAX_POINTS // 4)
         pair = [Series("each", thin(points, MAX_POINTS), is_faint=True), Series("mean", mean)]
         if name == "optim/lr":  # exact: a running mean would bend its corners
             pair = [Series("lr", thin(points, MAX_POINTS))]
         figures.append(_figure(name, title, pair, from_zero=from_zero, marks=marks))
-    toggle = '<input type="checkbox" id="log"> <label for="log" class="mute">logarithmic scales</label>'
+    toggle = (
+        '<input type="checkbox" id="log"> <label for="log" class="mute">logarithmic scales</label>'
+    )
     return f'<section><h2>Curves</h2>{toggle}<div class="grid">{"".join(figures)}</div></section>'
 
 
 def _figure(name: str, title: str, series: Sequence[Series], **options: Any) -> str:
     """The chart on both scales; the page's check box says which one is seen."""
     spec = spec_of(name)
-    options |= {"title": title, "x_label": "update", "y_label": spec.unit.removeprefix("1"), "description": spec.meaning}
+    options |= {
+        "title": title,
+        "x_label": "update",
+        "y_label": spec.unit.removeprefix("1"),
+        "description": spec.meaning,
+    }
     linear, log = (line_chart(series, **options, is_log=is_log) for is_log in (False, True))
     return f'<div class="box"><div class="linear">{linear}</div><div class="log">{log}</div></div>'
-
-
-def _points(rows: Iterable[Row], name: str) -> list[Point]:
-    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-
-
-def centred_mean(points: list[Point], half: int, limit: int) -> list[Point]:
-    """At about `limit` of the points, the mean of y over `half` points to either side.
-
-    Looks both ways, so that it does not lag; what is not finite counts as absent.
-    """
-    ys = [y if math.isfinite(y) else 0.0 for _, y in points]
-    sums = [0.0, *accumulate(ys)]
-    counts = [0, *accumulate(math.isfinite(y) for _, y in points)]
-    means = []
-    for i in range(0, len(points), max(1, len(points) // limit)):
-        low, high = max(0, i - half), min(len(points), i + half + 1)
-        count = counts[high] - counts[low]
-        means.append((points[i][0], (sums[high] - sums[low]) / count if count else math.nan))
-    return means
-
-
-def thin(points: list[Point], limit: int) -> list[Point]:
-    """About `limit` of the points: of each stretch its lowest and its highest, so that no peak is lost."""
-    if len(points) <= limit:
-        return points
-    size = math.ceil(len(points) / (limit // 2))
-    kept: list[Point] = []
-    for start in range(0, len(points), size):
-        stretch = points[start : start + size]
-        ordered = sorted((p for p in stretch if math.isfinite(p[1])), key=itemgetter(1)) or stretch[:1]
-        kept += sorted({ordered[0], ordered[-1]})
-    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 
 def _samples(samples: list[Row]) -> str:
@@ -267,7 +191,8 @@ def _samples(samples: list[Row]) -> str:
     blocks = []
     for step in sorted(by_step, reverse=True)[:MAX_SAMPLED_STEPS]:
         texts = "".join(
-            f'<div class="box"><pre><b>{escape(printable(prompt))}</b>{escape(printable(text))}</pre></div>'
+            f'<div class="box"><pre><b>{escape(printable(prompt))}</b>'
+            f"{escape(printable(text))}</pre></div>"
             for prompt, text in by_step[step].items()
         )
         blocks.append(f'<h3 class="mute">update {step:,}</h3><div class="grid">{texts}</div>')
@@ -286,11 +211,13 @@ def _log(log: list[Row]) -> str:
 
 def _describe(row: Row) -> str:
     if row["kind"] == "train":
-        return f"update refused: loss {row.get('train/loss_nats')}, gradient norm {row.get('grad/norm_l2')}"
+        loss, norm = row.get("train/loss_nats"), row.get("grad/norm_l2")
+        return f"update refused: loss {loss}, gradient norm {norm}"
     if row["kind"] == "event":
         return " · ".join(str(row[key]) for key in ("event", "detail") if row.get(key) is not None)
-    names = [name for name in row if "/" in name and spec_of(name).direction != "none"]
-    return "evaluated · " + ", ".join(f"{n.removeprefix('eval/')} {number(row[n], 4)}" for n in names)
+    scores = {n.removeprefix("eval/"): v for n, v in row.items() if n.startswith("eval/")}
+    shown = (f"{n} {number(v, 4)}" for n, v in scores.items() if n not in ("tokens", "bytes"))
+    return "evaluated · " + ", ".join(shown)
 
 
 def _config(config: Row, changed: Collection[str]) -> str:
@@ -299,7 +226,11 @@ def _config(config: Row, changed: Collection[str]) -> str:
         rows = _flat(values) if isinstance(values, dict) else [("", _text(values))]
         body = "".join(_row(k, v, f"{section}.{k}" in changed) for k, v in rows)
         tables.append(f'<div class="box"><h3>{escape(section)}</h3><table>{body}</table></div>')
-    return f'<section><h2>Config</h2><div class="grid">{"".join(tables)}</div></section>' if tables else ""
+    return (
+        f'<section><h2>Config</h2><div class="grid">{"".join(tables)}</div></section>'
+        if tables
+        else ""
+    )
 
 
 def _flat(values: Any, path: str = "") -> list[tuple[str, str]]:
@@ -321,7 +252,11 @@ def _text(value: Any) -> str:
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
     body = "".join(_row(name, str(text)) for name, text in rows)
-    return f'<section><h2>{title}</h2><div class="box"><table>{body}</table></div></section>' if body else ""
+    return (
+        f'<section><h2>{title}</h2><div class="box"><table>{body}</table></div></section>'
+        if body
+        else ""
+    )
 
 
 def _row(name: str, text: str, is_changed: bool = False) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 
 class UnbreakableStream:
-    """A text stream that, once it cannot be written, swallows everything: also at the process's exit."""
+    """Once it cannot be written, it swallows everything: what is still buffered at exit, too."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -16,16 +16,18 @@ class UnbreakableStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        """Characters that the encoding lacks become "?"."""
         encoding = self._stream.encoding or "utf-8"
-        return self._attempt(lambda: self._stream.write(text.encode(encoding, "replace").decode(encoding)))
+        self._attempt(self._stream.write, text.encode(encoding, "replace").decode(encoding))
+        return len(text)
 
     def flush(self) -> None:
         self._attempt(self._stream.flush)
 
-    def _attempt(self, action: Callable[[], Any]) -> Any:
+    def _attempt(self, action: Callable[..., Any], *args: str) -> None:
         try:
-            return action()
-        except OSError:
+            action(*args)
+        except OSError:  # the reader of the pipe left, the terminal is gone, the disk is full
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())  # what is still buffered goes there too
+            os.dup2(null, self._stream.fileno())
             os.close(null)

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from html import escape
+from operator import itemgetter
 
 from jaxlm.telemetry.readable import number
 
@@ -21,7 +22,7 @@ NUM_COLORS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line.  Points go by rising x; one that is not finite (or, on a log scale, > 0) breaks it."""
+    """One line, by rising x; a point that is not finite (on a log scale: or not > 0) breaks it."""
 
     name: str
     points: Sequence[Point]
@@ -41,7 +42,7 @@ def line_chart(
     is_log: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """A <figure>: title, description (or the values under the pointer), picture, legend of several lines.
+    """A <figure>: title, description (or the values under the pointer), picture, legend.
 
     levels: dashed horizontals, (label, y).  marks: dotted verticals, (x, label).
     from_zero: a linear scale starts at 0.  Without a point to draw, the figure says so.
@@ -65,7 +66,8 @@ def line_chart(
     reach = 1e6 * (y1 - y0)  # beyond this a renderer's float32 fails
     paths = "".join(_path(s, y0 - reach, y1 + reach) for s in drawn)
     verticals = "".join(
-        f'<line class="mark" x1="{x:g}" x2="{x:g}" y1="{y0:g}" y2="{y1:g}"><title>{escape(text)}</title></line>'
+        f'<line class="mark" x1="{x:g}" x2="{x:g}" y1="{y0:g}" y2="{y1:g}">'
+        f"<title>{escape(text)}</title></line>"
         for x, text in marks
         if x0 <= x <= x1
     )
@@ -77,8 +79,9 @@ def line_chart(
         f'data-log="{int(is_log)}">{head}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
         f"<title>{escape(title)}</title><desc>{escape(_describe(series, description))}</desc>"
         f'<g transform="translate({LEFT} {TOP})">{_axes((x0, x1), (y0, y1), is_log, x_label)}'
-        f'<svg width="{PLOT_W}" height="{PLOT_H}" overflow="hidden"><rect class="plot" width="{PLOT_W}" '
-        f'height="{PLOT_H}" fill="none"/><g transform="matrix({sx:.9g} 0 0 {-sy:.9g} {-x0 * sx:.9g} {y1 * sy:.9g})">'
+        f'<svg width="{PLOT_W}" height="{PLOT_H}" overflow="hidden">'
+        f'<rect class="plot" width="{PLOT_W}" height="{PLOT_H}" fill="none"/>'
+        f'<g transform="matrix({sx:.9g} 0 0 {-sy:.9g} {-x0 * sx:.9g} {y1 * sy:.9g})">'
         f'{lines}{verticals}{paths}</g><line class="cursor" y2="{PLOT_H}"/></svg>'
         f"{_level_labels(levels, y1, sy, is_log)}</g></svg>{_legend(series)}</figure>"
     )
@@ -89,11 +92,13 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Exponents to mark between 10^low and 10^high: decades, with 2 and 5 (or all digits) when few."""
+    """Exponents to mark between low and high: decades; where few, with 2 and 5, or all digits."""
     first, last = math.floor(low), math.ceil(high)
     every = max(1, math.ceil((last - first) / 6))
     for digits in ((1,), (1, 2, 5), range(1, 10)):
@@ -117,7 +122,7 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
 
 
 def _y_range(series: Sequence[Series], extra: list[float]) -> tuple[float, float]:
-    """All of the lines, but of each no more than its middle 99 %: a spike must not flatten the rest."""
+    """All lines, but of each no more than its middle 99 %: a spike must not flatten the rest."""
     bounds = list(extra)
     for s in series:
         ys = sorted(y for _, y in s.points if not math.isnan(y))
@@ -136,23 +141,22 @@ def _path(s: Series, low: float, high: float) -> str:
             pen = "L"
     if len(parts) == 1:  # a lone point: a round cap of no length is a dot
         parts.append("h0")
-    faint = " faint" if s.is_faint else ""
-    return f'<path class="k{s.color % NUM_COLORS}{faint}" data-name="{escape(s.name)}" d="{"".join(parts)}"/>'
+    style = f"k{s.color % NUM_COLORS}" + (" faint" if s.is_faint else "")
+    return f'<path class="{style}" data-name="{escape(s.name)}" d="{"".join(parts)}"/>'
 
 
 def _axes(xs: Point, ys: Point, is_log: bool, x_label: str) -> str:
     (x0, x1), (y0, y1) = xs, ys
-    rows = []
+    rows = [_label(PLOT_W, PLOT_H + 29, x_label)]
     for y in log_ticks(y0, y1) if is_log else nice_ticks(y0, y1):
         at = (y1 - y) / (y1 - y0) * PLOT_H
-        text = number(10**y, 6) if is_log else number(y, 6, like=y1)
         rows.append(f'<line x2="{PLOT_W}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        rows.append(f'<text x="-6" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
+        text = number(10**y, 6) if is_log else number(y, 6, like=y1)
+        rows.append(_label(-6, at + 4, text))
     for x in nice_ticks(x0, x1, 4):
         at = (x - x0) / (x1 - x0) * PLOT_W
-        anchor = "end" if at > PLOT_W - 12 else "middle"
-        rows.append(f'<text x="{at:.1f}" y="{PLOT_H + 16}" text-anchor="{anchor}">{number(x, 6, like=x1)}</text>')
-    rows.append(f'<text x="{PLOT_W}" y="{PLOT_H + 29}" text-anchor="end">{escape(x_label)}</text>')
+        style = "end" if at > PLOT_W - 12 else "middle"
+        rows.append(_label(at, PLOT_H + 16, number(x, 6, like=x1), style))
     return "".join(rows)
 
 
@@ -162,9 +166,12 @@ def _level_labels(levels: Sequence[tuple[str, float]], y1: float, sy: float, is_
     for name, y in sorted(levels, key=lambda level: level[1]):
         at = min((y1 - y) * sy - 4, free)
         free = at - 13
-        text = f"{name} {number(10**y if is_log else y)}"
-        rows.append(f'<text class="halo" x="{PLOT_W - 3}" y="{at:.1f}" text-anchor="end">{escape(text)}</text>')
+        rows.append(_label(PLOT_W - 3, at, f"{name} {number(10**y if is_log else y)}", "end halo"))
     return "".join(rows)
+
+
+def _label(x: float, y: float, text: str, style: str = "end") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _legend(series: Sequence[Series]) -> str:
@@ -183,9 +190,11 @@ def _describe(series: Sequence[Series], description: str) -> str:
     for s in series:
         points = [p for p in s.points if math.isfinite(p[1])]
         if points and not s.is_faint:
-            low = min(points, key=lambda p: p[1])
-            parts.append(
-                f"{s.name}: {number(points[0][1])} at {number(points[0][0], 6)}, "
-                f"{number(points[-1][1])} at {number(points[-1][0], 6)}, lowest {number(low[1])} at {number(low[0], 6)}."
+            named = (
+                (points[0], "first"),
+                (points[-1], "last"),
+                (min(points, key=itemgetter(1)), "lowest"),
             )
+            values = ", ".join(f"{what} {number(y)} at {number(x, 6)}" for (x, y), what in named)
+            parts.append(f"{s.name}: {values}.")
     return " ".join(parts)

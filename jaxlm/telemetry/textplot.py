@@ -8,6 +8,7 @@ from jaxlm.telemetry.readable import fixed
 
 FULL, EMPTY = "\N{BOX DRAWINGS HEAVY HORIZONTAL}", "\N{BOX DRAWINGS LIGHT HORIZONTAL}"
 
+
 def bar(frac: float, width: int) -> tuple[str, str]:
     """The filled and the empty part of a horizontal bar of `width` columns."""
     full = round(max(0.0, min(frac, 1.0)) * width)
@@ -44,7 +45,7 @@ def curve(values: Sequence[float], width: int, height: int) -> str:
 
 
 def rows_of(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[list[tuple[str, str]]]:
-    """(name, value) pairs, broken into rows that fit `width` columns as "name value  name value"."""
+    """The (name, value) pairs in rows that fit `width` columns as "name value  name value"."""
     row: list[tuple[str, str]] = []
     used = 0
     for name, value in pairs:

@@ -69,5 +69,6 @@ class Reporter:
         self._display.note(f"{event} at update {step}: {detail}" if detail else f"{event} at update {step}")
 
     def _write(self, row: dict[str, Any]) -> None:
+        row["time"] = time.time()  # unix seconds
         for writer in self._writers:
             writer.write(row)

@@ -6,13 +6,10 @@
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
-import shutil
 import socket
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +18,7 @@ from jaxlm.config import RunConfig, identity
 from jaxlm.core.canonical import to_jsonable, write_json_atomic
 from jaxlm.core.errors import RunError
 from jaxlm.core.typed import from_dict
+from jaxlm.train.code_id import code_id
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.model"  # a copy, so that a run can be used without its data
@@ -122,18 +120,4 @@ def environment(**facts: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
     }
-    return {"code": _code_id(), "versions": versions, "machine": machine, **facts}
-
-
-def _code_id() -> dict[str, Any]:
-    """Commit and a hash of what is not committed, when the package sits in a git checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return {"commit": None, "dirty_sha256": None}
-    git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, check=False).stdout
-    diff = git("diff", "HEAD", "--", "jaxlm", "pallas_kernels")
-    return {
-        "commit": git("rev-parse", "HEAD").decode().strip() or None,
-        "dirty_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
-    }
-
+    return {"code": code_id(), "versions": versions, "machine": machine, **facts}

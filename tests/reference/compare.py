@@ -4,6 +4,7 @@
 Legend: B batch  T positions
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 
 from jaxlm.model.transformer import Model
 
-# Halves the time of a compilation.  LLVM's passes only: what XLA makes of the program is the same.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+
+def quick(f: Callable[..., Any]) -> Callable[..., Any]:
+    """jax.jit that compiles in half the time: without LLVM's passes, but with all of XLA's."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def in_float64(tree: Any) -> Any:

@@ -258,6 +258,7 @@ def test_more_processes_give_the_same_shards(
     config = make_config(corpora=make_config().corpora[:1])
     prepare(config)
     monkeypatch.setattr(documents_module, "_BYTES_FOR_PROCESSES", 0)
+    monkeypatch.setattr(documents_module, "_CORES_FOR_PROCESSES", 1)
     monkeypatch.setattr(documents_module, "_CHUNK_CHARS", 5000)  # many chunks
     prepare(dataclasses.replace(config, cache_dir=config.cache_dir + "2"))
     assert contents(config.cache_dir) == contents(config.cache_dir + "2")

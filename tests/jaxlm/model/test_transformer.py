@@ -4,7 +4,6 @@
 Legend: B batch  T positions  S cache slots
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +17,8 @@ from jaxlm.model.transformer import Block, Model
 from jaxlm.nn.attention import Where
 from jaxlm.nn.rope import rope_frequencies, rope_tables
 from tests.reference.compare import (
-    QUICK_COMPILE,
     packed_batch,
+    quick,
     random_params,
     relative_error,
 )
@@ -41,10 +40,6 @@ def build(**overrides: Any) -> tuple[Model, Any]:
     sizes = {"num_layers": 2, "embed_dim": 8, "num_heads": 4, "head_dim": 4, "ffn_dim": 9}
     model = Model(ModelConfig(vocab_size=VOCAB, rope_theta=50.0, **(sizes | overrides)))
     return model, random_params(model)
-
-
-def quick(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(f, compiler_options=QUICK_COMPILE)
 
 
 def dependence(model: Model, params: Any, T: int, segment_ids=None) -> np.ndarray:

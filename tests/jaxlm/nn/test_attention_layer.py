@@ -12,7 +12,7 @@ import pytest
 
 from jaxlm.nn.attention import Attention, Where
 from jaxlm.nn.rope import rope_frequencies, rope_tables
-from tests.reference.compare import QUICK_COMPILE, relative_error
+from tests.reference.compare import quick, relative_error
 
 D, N, K, H = 6, 4, 2, 4
 SEGMENTS = [[1, 1, 1, 2, 2, 2, 2, 0]]
@@ -44,7 +44,7 @@ def dependence(layer: Attention, x_BTD: np.ndarray, where: Where) -> np.ndarray:
     def f(x_TD):
         return layer.apply({"params": random_params()}, x_TD[None], where, None)[0][0]
 
-    jacobian_TDSD = jax.jit(jax.jacrev(f), compiler_options=QUICK_COMPILE)(x_BTD[0])
+    jacobian_TDSD = quick(jax.jacrev(f))(x_BTD[0])
     return np.asarray(jnp.abs(jacobian_TDSD).sum((1, 3)) > 0)
 
 
