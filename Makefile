@@ -1,4 +1,4 @@
-# Every command sets up .venv by itself: Python 3.11+ with pip is all it needs, uv is used if it is there.
+# Every command sets up .venv by itself, from nothing but Python 3.11+ and pip (or uv, if there is one).
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,9 @@ help: ## Show this list
 train: $(CORE) ## Train a small transformer on the Python library's own text, in minutes on a CPU
 	$(BIN)/jaxlm train configs/tiny_stdlib.gin $(ARGS)
 
-test: $(DEV) ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+# Two workers: compiling for a test keeps one core busy.  By file, so that they share what it compiled.
+test: $(DEV) ## Run the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(DEV) ## Check style, types, layers and spelling
 	$(BIN)/ruff check
@@ -29,7 +30,7 @@ bench: $(CORE) ## Measure the training step, the loop and the loader
 	$(BIN)/jaxlm bench $(ARGS)
 
 constraints: ## Write constraints/ anew from the newest releases (needs uv)
-	for v in 311 313; do uv pip compile pyproject.toml --upgrade --all-extras --strip-extras \
+	for v in 311 313; do uv pip compile pyproject.toml --all-extras --upgrade --strip-extras \
 	  --python-version 3.$${v#3} --no-annotate --no-header -q -o constraints/py$$v.txt; done
 
 clean: ## Remove .venv and every cache; data/ and runs/ stay

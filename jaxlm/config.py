@@ -119,12 +119,21 @@ def resolve(config: RunConfig, num_devices: int) -> Resolved:
             f"batches gives {rows} rows, not divisible by the mesh's data x fsdp = {data} x {fsdp}"
         )
     m = config.model
-    widths = {"num_heads": m.num_heads, "num_kv_heads": m.kv_heads, "ffn_dim": m.ffn_dim, "vocab_size": m.vocab_size}
+    widths = {
+        "num_heads": m.num_heads,
+        "num_kv_heads": m.kv_heads,
+        "ffn_dim": m.ffn_dim,
+        "vocab_size": m.vocab_size,
+    }
     for name, width in widths.items():
         if width % tensor:
-            raise ConfigError(f"ModelConfig.{name}={width} is not divisible by MeshConfig.model={tensor}")
+            raise ConfigError(
+                f"ModelConfig.{name}={width} is not divisible by MeshConfig.model={tensor}"
+            )
     if m.embed_dim % fsdp:
-        raise ConfigError(f"ModelConfig.embed_dim={m.embed_dim} is not divisible by MeshConfig.fsdp={fsdp}")
+        raise ConfigError(
+            f"ModelConfig.embed_dim={m.embed_dim} is not divisible by MeshConfig.fsdp={fsdp}"
+        )
     tokens_per_step = config.data.batch_size * config.data.seq_len
     return Resolved(
         mesh=mesh,

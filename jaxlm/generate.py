@@ -31,7 +31,9 @@ def draw(rng: jax.Array, logits_BV: jax.Array, temperature, top_k, top_p) -> jax
     V = logits_BV.shape[-1]
     scaled_BV = logits_BV / jnp.where(temperature > 0, temperature, 1.0)
     descending_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
-    kth_B1 = jnp.take(descending_BV, jnp.where(top_k > 0, jnp.minimum(top_k, V), V) - 1, axis=-1)[:, None]
+    kth_B1 = jnp.take(descending_BV, jnp.where(top_k > 0, jnp.minimum(top_k, V), V) - 1, axis=-1)[
+        :, None
+    ]
     probs_BV = jax.nn.softmax(jnp.where(descending_BV >= kth_B1, descending_BV, -jnp.inf), axis=-1)
     # a token stays while the likelier ones hold less than top_p: the first always does
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV

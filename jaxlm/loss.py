@@ -25,9 +25,7 @@ class LossSums(NamedTuple):
     tokens: jax.Array  # sum of the weights
 
 
-def cross_entropy(
-    logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
-) -> LossSums:
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> LossSums:
     """Weighted next-token sums.
 
     Shapes:   logits f32; targets int32 in [0, V); weights f32, 0 = position ignored

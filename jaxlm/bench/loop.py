@@ -28,7 +28,9 @@ def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
         config.train, num_steps=num_steps, eval_every=num_steps, checkpoint_every=num_steps,
         sample_prompts=(), eval_batches=1,
     )  # fmt: skip
-    config = dataclasses.replace(config, train=quiet, optim=dataclasses.replace(config.optim, warmup_steps=0))
+    config = dataclasses.replace(
+        config, train=quiet, optim=dataclasses.replace(config.optim, warmup_steps=0)
+    )
     trainer, state, batch = set_up(config)
     _, state = time_steps(trainer, state, batch, 3)
     bare, looped, compiles = [], [], []
@@ -70,4 +72,6 @@ def _loop_once(config: RunConfig) -> tuple[list[float], int]:
             train(run, stop)
         run.close()
         rows = latest_rows(Path(folder), "train")
-    return [row["perf/step_time_s"] for row in rows if "perf/step_time_s" in row], before[-1] - before[0]
+    return [row["perf/step_time_s"] for row in rows if "perf/step_time_s" in row], before[
+        -1
+    ] - before[0]

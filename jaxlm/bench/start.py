@@ -17,7 +17,10 @@ def bench_start(config_paths: list[str], overrides: list[str]) -> dict[str, str]
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "xla"
         cold = _first_update(config_paths, overrides, Path(folder) / "cold", cache)
-        warm = [_first_update(config_paths, overrides, Path(folder) / f"warm{i}", cache) for i in range(3)]
+        warm = [
+            _first_update(config_paths, overrides, Path(folder) / f"warm{i}", cache)
+            for i in range(3)
+        ]
     return {
         "jaxlm --help": f"{min(_help_cpu_seconds() for _ in range(5)):.3f} s of CPU time (best of 5)",
         "first update, cold compile cache": f"{cold:.1f} s from process start",
@@ -27,15 +30,32 @@ def bench_start(config_paths: list[str], overrides: list[str]) -> dict[str, str]
 
 def _help_cpu_seconds() -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "jaxlm.cli.main", "--help"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "jaxlm.cli.main", "--help"], check=True, stdout=subprocess.DEVNULL
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _first_update(config_paths: list[str], overrides: list[str], run_dir: Path, cache: Path) -> float:
+def _first_update(
+    config_paths: list[str], overrides: list[str], run_dir: Path, cache: Path
+) -> float:
     """Seconds from starting the process to the first update's row; data prepared beforehand."""
-    sets = [*overrides, "TrainConfig.num_steps = 3", "OptimConfig.warmup_steps = 0", "TrainConfig.eval_batches = 1"]
-    command = [sys.executable, "-m", "jaxlm.cli.main", "train", *config_paths, "--run", str(run_dir)]
+    sets = [
+        *overrides,
+        "TrainConfig.num_steps = 3",
+        "OptimConfig.warmup_steps = 0",
+        "TrainConfig.eval_batches = 1",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxlm.cli.main",
+        "train",
+        *config_paths,
+        "--run",
+        str(run_dir),
+    ]
     for text in sets:
         command += ["--set", text]
     start = time.time()

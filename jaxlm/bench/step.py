@@ -30,7 +30,9 @@ CONTAINERS = ("Executor", "Await", "while", "cond", "call", "ThreadPool", "end:"
 def random_batch(config: RunConfig) -> dict[str, np.ndarray]:
     """One full row of random tokens after another: the shapes of a real batch, no padding."""
     B, T = config.data.batch_size, config.data.seq_len
-    tokens = np.random.default_rng(0).integers(0, config.data.tokenizer.vocab_size, (B, T + 1), np.int32)
+    tokens = np.random.default_rng(0).integers(
+        0, config.data.tokenizer.vocab_size, (B, T + 1), np.int32
+    )
     return {
         "tokens": np.ascontiguousarray(tokens[:, :-1]),
         "targets": np.ascontiguousarray(tokens[:, 1:]),
@@ -94,7 +96,9 @@ def bench_step(config: RunConfig, num_steps: int) -> dict[str, str]:
     return table
 
 
-def time_by_family(trainer: Trainer, state: TrainState, batch: Batch, num_steps: int = 3) -> dict[str, float]:
+def time_by_family(
+    trainer: Trainer, state: TrainState, batch: Batch, num_steps: int = 3
+) -> dict[str, float]:
     """Share of the traced operations' time in each family, largest first; empty without a trace."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

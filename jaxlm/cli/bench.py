@@ -20,7 +20,9 @@ WHAT = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=WHAT, help="; ".join(f"{k}: {v}" for k, v in WHAT.items()))
     add_config_arguments(parser)
-    parser.add_argument("--steps", type=int, default=20, help="updates or batches (default %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="updates or batches (default %(default)s)"
+    )
     add_device_arguments(parser)
 
 

@@ -31,16 +31,24 @@ def set_up_devices(args: argparse.Namespace) -> None:
     Raises ConfigError for flags that do not fit together or a coordinator that does not answer.
     """
     if args.cpu_devices is not None and args.cpu_devices < 1:
-        raise ConfigError(f"--cpu-devices must be >= 1, got {args.cpu_devices}; leave it out to use what is there")
+        raise ConfigError(
+            f"--cpu-devices must be >= 1, got {args.cpu_devices}; leave it out to use what is there"
+        )
     flags = (args.coordinator, args.num_processes, args.process_id)
     if any(f is not None for f in flags) and None in flags:
-        raise ConfigError("--coordinator, --num-processes and --process-id go together; give all three")
+        raise ConfigError(
+            "--coordinator, --num-processes and --process-id go together; give all three"
+        )
     if args.coordinator is not None and not re.fullmatch(r".+:\d+", args.coordinator):
-        raise ConfigError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:8476, got {args.coordinator!r}")
+        raise ConfigError(
+            f"--coordinator must be HOST:PORT, such as 10.0.0.1:8476, got {args.coordinator!r}"
+        )
     if args.num_processes is not None and args.num_processes < 1:
         raise ConfigError(f"--num-processes must be >= 1, got {args.num_processes}")
     if args.num_processes is not None and not 0 <= args.process_id < args.num_processes:
-        raise ConfigError(f"--process-id must be in 0..{args.num_processes - 1}, got {args.process_id}")
+        raise ConfigError(
+            f"--process-id must be in 0..{args.num_processes - 1}, got {args.process_id}"
+        )
 
     import jax
 
@@ -52,7 +60,12 @@ def set_up_devices(args: argparse.Namespace) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if args.coordinator is not None:
-        _join(jax, coordinator_address=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+        _join(
+            jax,
+            coordinator_address=args.coordinator,
+            num_processes=args.num_processes,
+            process_id=args.process_id,
+        )
     elif _is_cluster_job():
         _join(jax)  # the address comes from the cluster's environment
     _find_devices(jax)
@@ -75,13 +88,17 @@ def _is_cluster_job() -> bool:
     counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(os.environ.get(name, "1")) > 1 for name in counts):
         return True
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "JAX_COORDINATOR_ADDRESS" in os.environ
+    return (
+        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "JAX_COORDINATOR_ADDRESS" in os.environ
+    )
 
 
 def _join(jax, **where) -> None:
     try:
         # heartbeat: how soon a killed peer is noticed; its default of 100 s is rented time
-        jax.distributed.initialize(**where, initialization_timeout=120, heartbeat_timeout_seconds=20)
+        jax.distributed.initialize(
+            **where, initialization_timeout=120, heartbeat_timeout_seconds=20
+        )
     except (RuntimeError, ValueError) as e:
         place = where.get("coordinator_address", "the cluster's coordinator")
         raise ConfigError(

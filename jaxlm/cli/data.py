@@ -9,7 +9,9 @@ from jaxlm.cli.common import add_config_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    prepare = verbs.add_parser("prepare", help="train the tokenizer, tokenise and pack, or reuse it")
+    prepare = verbs.add_parser(
+        "prepare", help="train the tokenizer, tokenise and pack, or reuse it"
+    )
     inspect = verbs.add_parser("inspect", help="show rows of a batch as text, documents apart")
     tokenize = verbs.add_parser("tokenize", help="show how a text is cut into tokens")
     for verb in (prepare, inspect, tokenize):
@@ -32,7 +34,11 @@ def run(args: argparse.Namespace) -> int:
         display.note(notice)
     if args.verb == "prepare":
         for row in data.describe():
-            cells = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in row.items() if not isinstance(value, str)}
+            cells = {
+                name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+                for name, value in row.items()
+                if not isinstance(value, str)
+            }
             display.table(f"{row['corpus']} {row['split']}", cells)
         print(f"data id {data.data_id[:16]}, tokenizer {data.tokenizer_path}")
     elif args.verb == "inspect":

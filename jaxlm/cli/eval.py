@@ -9,8 +9,12 @@ from jaxlm.cli.common import add_device_arguments, set_up_devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory that `jaxlm train` made")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="run directory that `jaxlm train` made"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of a table"
+    )
     add_device_arguments(parser)
 
 

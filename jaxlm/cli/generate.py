@@ -10,12 +10,20 @@ from jaxlm.core.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory that `jaxlm train` made")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="run directory that `jaxlm train` made"
+    )
     parser.add_argument("prompt", help='text to continue; "" begins a new document')
-    parser.add_argument("--tokens", type=int, default=200, help="at most so many (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy (default %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=200, help="at most so many (default %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0: greedy (default %(default)s)"
+    )
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="only tokens that hold this probability")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="only tokens that hold this probability"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default %(default)s)")
     add_device_arguments(parser)
 
@@ -28,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
         ("top-p", 0 < args.top_p <= 1, "above 0, at most 1"),
     ):
         if not ok:
-            raise ConfigError(f"--{name} must be {allowed}, got {getattr(args, name.replace('-', '_'))}")
+            raise ConfigError(
+                f"--{name} must be {allowed}, got {getattr(args, name.replace('-', '_'))}"
+            )
     set_up_devices(args)
 
     import jax

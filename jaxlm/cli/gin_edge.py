@@ -54,7 +54,9 @@ class _Statements:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as e:
-            raise ConfigError(f"cannot read config {path}{asked_by}: {e.strerror}; check the path") from e
+            raise ConfigError(
+                f"cannot read config {path}{asked_by}: {e.strerror}; check the path"
+            ) from e
         except UnicodeDecodeError as e:
             raise ConfigError(f"config {path} is not UTF-8 text (byte {e.start})") from e
         self.read_text(text, str(path), (*including, path))
@@ -70,7 +72,9 @@ class _Statements:
                 elif isinstance(s, config_parser.BindingStatement):
                     key = (s.scope, s.selector, s.arg_name)
                     if key in seen:
-                        raise ConfigError(f"{where} sets {s.selector} {s.arg_name} again; first set at {seen[key]}")
+                        raise ConfigError(
+                            f"{where} sets {s.selector} {s.arg_name} again; first set at {seen[key]}"
+                        )
                     seen[key] = where
                     self._bind(s, where)
                 elif not isinstance(s, config_parser.BlockDeclaration):
@@ -80,16 +84,22 @@ class _Statements:
                 raise
             line = f":{e.lineno}" if including and getattr(e, "lineno", None) else ""
             reason = str(e.args[0] if e.args else e).splitlines()[0]
-            raise ConfigError(f"{origin}{line}: not gin syntax: {reason} (strings need quotes)") from e
+            raise ConfigError(
+                f"{origin}{line}: not gin syntax: {reason} (strings need quotes)"
+            ) from e
 
     def _bind(self, s: Any, where: str) -> None:
         if not s.arg_name:
-            self.macros[f"{s.scope}/{s.selector}" if s.scope else s.selector] = _Binding(s.value, where)
+            self.macros[f"{s.scope}/{s.selector}" if s.scope else s.selector] = _Binding(
+                s.value, where
+            )
             return
         cls = _classes().get(s.selector)
         if cls is None:
             known = _classes()
-            raise ConfigError(f"{where}: unknown config {s.selector!r}; {nearest(s.selector, known)}")
+            raise ConfigError(
+                f"{where}: unknown config {s.selector!r}; {nearest(s.selector, known)}"
+            )
         if s.arg_name not in field_types(cls):
             hint = nearest(s.arg_name, field_types(cls))
             raise ConfigError(f"{where}: unknown key {s.selector}.{s.arg_name}; {hint}")
@@ -113,7 +123,9 @@ class _Builder:
             if name in bound:
                 value, where = bound[name]
                 try:
-                    values[name] = coerce(self._evaluate(value, where), declared, f"{cls.__name__}.{name}")
+                    values[name] = coerce(
+                        self._evaluate(value, where), declared, f"{cls.__name__}.{name}"
+                    )
                 except ConfigError as e:
                     raise ConfigError(f"{where}: {e}") from e
             elif dataclasses.is_dataclass(declared):
@@ -163,5 +175,7 @@ def load(files: list[str], overrides: list[str]) -> RunConfig:
     for (scope, name), bound in statements.bindings.items():
         if scope not in builder.used:
             where = next(iter(bound.values())).where
-            raise ConfigError(f"{where}: nothing refers to @{scope}/{name}(); add it, or drop the scope")
+            raise ConfigError(
+                f"{where}: nothing refers to @{scope}/{name}(); add it, or drop the scope"
+            )
     return config

@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         if e.errno not in DISK_ERRORS:
             raise
         place = e.filename or "the disk or the output"
-        return _fail(argv, e, f"{place}: {e.strerror}; make room, then give the same command again", 2)
+        return _fail(
+            argv, e, f"{place}: {e.strerror}; make room, then give the same command again", 2
+        )
     except KeyboardInterrupt:
         return _fail(argv, None, "interrupted", 130)
     finally:

@@ -13,8 +13,16 @@ STOPPED = 75  # "try again later" in sysexits.h: schedulers may restart the same
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--run", type=Path, dest="run_dir", metavar="DIR", help="run directory (runs/<config's name>)")
-    parser.add_argument("--dry-run", action="store_true", help="check and print the numbers, train nothing")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="DIR",
+        help="run directory (runs/<config's name>)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and print the numbers, train nothing"
+    )
     add_device_arguments(parser)
 
 
@@ -30,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxlm.config import resolve
     from jaxlm.telemetry.display import make_display
-    from jaxlm.train.session import describe, run_training, summary_table
+    from jaxlm.train.session import describe, describe_memory, run_training, summary_table
 
     stream = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")  # noqa: SIM115
     display = make_display(config.train.log_every, stream)
     if args.dry_run:
         display.table("run", describe(resolve(config, jax.device_count())))
+        display.table("memory, over all devices", describe_memory(config))
         return 0
     gin_text = "".join(Path(p).read_text(encoding="utf-8") for p in args.config)
     gin_text += "".join(f"\n{text}" for text in args.overrides)
@@ -43,5 +52,8 @@ def run(args: argparse.Namespace) -> int:
     display.table(str(run_dir), summary_table(summary) | {"report": str(run_dir / "report.html")})
     if summary["status"] == "completed":
         return 0
-    print(f"stopped after update {summary['step']}; the same command goes on from there", file=sys.stderr)
+    print(
+        f"stopped after update {summary['step']}; the same command goes on from there",
+        file=sys.stderr,
+    )
     return STOPPED

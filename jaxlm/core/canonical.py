@@ -44,13 +44,18 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes indented JSON so that a crash leaves the old file or the new one, never half of one."""
+    """Writes indented JSON as `write_atomic`."""
+    text = json.dumps(to_jsonable(value), indent=2, sort_keys=True) + "\n"
+    write_atomic(path, text.encode())
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes so that a crash or a full disk leaves the old file or the new one, never half of one."""
     path = Path(path)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(tmp, "w", encoding="utf-8") as f:
-            json.dump(to_jsonable(value), f, indent=2, sort_keys=True)
-            f.write("\n")
+        with open(tmp, "wb") as f:
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)

@@ -46,7 +46,9 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     ]
     if missing:
         names = ", ".join(f"{path}.{name}" for name in missing)
-        raise ConfigError(f"{names} must be set: {'it has' if len(missing) == 1 else 'they have'} no default")
+        raise ConfigError(
+            f"{names} must be set: {'it has' if len(missing) == 1 else 'they have'} no default"
+        )
     return cls(**{k: coerce(v, declared[k], f"{path}.{k}") for k, v in values.items()})
 
 
@@ -64,8 +66,14 @@ def coerce(value: Any, declared: Any, path: str) -> Any:
     elif origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
             return value
-        hint = nearest(value, args) if isinstance(value, str) else f"known: {', '.join(map(repr, args))}"
-        raise ConfigError(f"{path} must be one of {', '.join(map(repr, args))}, got {value!r}; {hint}")
+        hint = (
+            nearest(value, args)
+            if isinstance(value, str)
+            else f"known: {', '.join(map(repr, args))}"
+        )
+        raise ConfigError(
+            f"{path} must be one of {', '.join(map(repr, args))}, got {value!r}; {hint}"
+        )
     elif origin in (types.UnionType, typing.Union):  # only "X | None" is used
         if value is None:
             return None
@@ -86,4 +94,8 @@ def coerce(value: Any, declared: Any, path: str) -> Any:
 
 
 def _name(declared: Any) -> str:
-    return declared.__name__ if isinstance(declared, type) and not typing.get_args(declared) else str(declared)
+    return (
+        declared.__name__
+        if isinstance(declared, type) and not typing.get_args(declared)
+        else str(declared)
+    )

@@ -35,14 +35,18 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(cache_dir: Path) -> Iterator[None]:
+def locked(cache_dir: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Waits for whoever builds in `cache_dir`, then removes what killed builders left there."""
     with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(cache_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with writing(cache_dir):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
             for unfinished in cache_dir.glob(_UNFINISHED + "*"):
                 shutil.rmtree(unfinished)
         yield

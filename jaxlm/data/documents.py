@@ -32,7 +32,6 @@ from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 SPLITS = ("train", "valid")
 _CHUNK_CHARS = 1 << 22  # of text that is encoded at a time
 _BYTES_FOR_PROCESSES = 1 << 26  # of text from which more processes pay for their start
-_CORES_FOR_PROCESSES = 4  # with fewer, SentencePiece's own threads keep them busy
 _BASELINE_BYTES = 16_000_000  # xz takes a second for each 1.5 MB
 
 
@@ -116,7 +115,7 @@ def encode_documents(
     """Each document encoded, in order; over all cores where there is much text."""
     chunks = _chunks(documents)
     num_cores = os.cpu_count() or 1
-    if num_source_bytes < _BYTES_FOR_PROCESSES or num_cores < _CORES_FOR_PROCESSES:
+    if num_source_bytes < _BYTES_FOR_PROCESSES:
         encode = functools.partial(_encode_chunk, tokenizer_path, num_cores)
         yield from itertools.chain.from_iterable(map(encode, chunks))
     else:

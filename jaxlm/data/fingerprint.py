@@ -22,23 +22,24 @@ class SourceFile:
 
 
 def fingerprint(files: Sequence[Path], memory: Path) -> tuple[list[SourceFile], str | None]:
-    """The files with their hashes, and what changed since the last call in a few words, or None.
-
-    `memory` is the file that keeps the hashes from call to call.
-    """
+    """The files with their hashes, and what changed since `remember` in a few words, or None."""
     known = _recall(memory)
     found = [_hash(path, known.get(str(path))) for path in files]
-    if found != list(known.values()):
+    return found, _what_changed(known, {f.path: f for f in found}) if known else None
+
+
+def remember(found: list[SourceFile], memory: Path) -> None:
+    """Keeps the hashes in the file `memory` for the next call of `fingerprint`."""
+    if found != list(_recall(memory).values()):
         with writing(memory):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomic(memory, found)
-    return found, _what_changed(known, {f.path: f for f in found}) if known else None
 
 
 def _recall(memory: Path) -> dict[str, SourceFile]:
     try:
         return {f["path"]: SourceFile(**f) for f in json.loads(memory.read_text())}
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or damaged: hash again
         return {}
 
 

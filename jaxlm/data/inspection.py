@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as a person reads them: each segment's place in its row, and its text."""
+"""A batch as a person reads it: each segment's place in its row, and its text."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlm.data.packing import unpack
-from jaxlm.data.prepared import PreparedData
-from jaxlm.data.shards import ShardReader
+from jaxlm.data.packing import Batch
 from jaxlm.data.tokenizer import Tokenizer
 
 
@@ -24,26 +21,16 @@ class Segment:
     text: str  # that is predicted here
 
 
-def inspect_rows(
-    prepared: PreparedData, tokenizer: Tokenizer, corpus: str, split: str, rows: Sequence[int]
-) -> list[Segment]:
-    """The segments of some rows as they lie in the shards, row after row."""
-    separator_id = prepared.row_format.separator_id
-    records = ShardReader(prepared.corpus(corpus).split(split).shards).read(rows)
-    segments = []
-    for row, record in zip(rows, records, strict=True):
-        one = {name: array[0] for name, array in unpack([record], prepared.row_format).items()}
-        for number in range(1, int(one["segment_ids"].max()) + 1):
-            positions = np.flatnonzero(one["segment_ids"] == number)
+def segments_of(batch: Batch, tokenizer: Tokenizer) -> list[Segment]:
+    """The segments of all rows of a batch, row after row."""
+    found = []
+    for row, ids_T in enumerate(batch["segment_ids"]):
+        for segment in range(1, int(ids_T.max()) + 1):
+            positions = np.flatnonzero(ids_T == segment)
             begin, end = int(positions[0]), int(positions[-1]) + 1
-            segments.append(
-                Segment(
-                    row=row,
-                    begin=begin,
-                    end=end,
-                    starts_document=bool(one["tokens"][begin] == separator_id),
-                    ends_document=bool(one["targets"][end - 1] == separator_id),
-                    text=tokenizer.decode(one["targets"][begin:end].tolist()),
-                )
-            )
-    return segments
+            targets = batch["targets"][row, begin:end].tolist()
+            starts = batch["tokens"][row, begin] == tokenizer.separator_id
+            ends = targets[-1] == tokenizer.separator_id
+            text = tokenizer.decode(targets)
+            found.append(Segment(row, begin, end, bool(starts), ends, text))
+    return found

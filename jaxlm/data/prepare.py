@@ -13,13 +13,13 @@ a changed source or setting has another id, and its folder is built anew beside 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm.core.canonical import content_id
-from jaxlm.core.errors import DataError
-from jaxlm.data.cache import ensure, locked, writing
+from jaxlm.core.errors import DataError, TokenizerError
+from jaxlm.data.cache import ensure, locked, read_manifest, writing
 from jaxlm.data.config import CorpusConfig, DataConfig
 from jaxlm.data.documents import (
     SPLITS,
@@ -28,7 +28,7 @@ from jaxlm.data.documents import (
     digest_of,
     is_held_out,
 )
-from jaxlm.data.fingerprint import SourceFile, fingerprint
+from jaxlm.data.fingerprint import SourceFile, fingerprint, remember
 from jaxlm.data.mixture import make_mixture
 from jaxlm.data.packing import RowFormat
 from jaxlm.data.prepared import PreparedCorpus, PreparedData, PreparedSplit
@@ -46,19 +46,22 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
     """Trains the tokenizer, tokenises and packs, or finds that all done in the cache.
 
     `progress(stage, share done)` is called often.  Two processes may prepare at once: the second
-    waits for the first and reuses its work.  A crash leaves nothing that is used later.
+    waits for the first and reuses its work.  A crash leaves nothing that is used later, and a
+    mistake leaves what was there, and whole folders that another try can use.
 
     Raises DataError or TokenizerError for whatever the user must mend.
     """
     progress = progress or (lambda stage, share: None)
     files = [list_files(corpus) for corpus in config.corpora]  # fails before anything is written
     cache_dir = Path(config.cache_dir).expanduser()
-    with locked(cache_dir):
-        sources, notices = _hash_sources(config, files, cache_dir)
-        tokenizer_path = _tokenizer(config, sources, cache_dir, progress)
-        tokenizer = load_tokenizer(tokenizer_path, vocab_size=config.tokenizer.vocab_size)
+    with locked(cache_dir, lambda: progress("wait for another process", 0.0)):
+        memories = [cache_dir / "sources" / _memory_name(corpus) for corpus in config.corpora]
+        sources, changes = zip(*map(fingerprint, files, memories), strict=True)
+        tokenizer_path, tokenizer = _tokenizer(config, sources, cache_dir, progress)
         work = _Work(config, cache_dir, tokenizer, tokenizer_path, progress)
         corpora = tuple(map(functools.partial(_corpus, work), config.corpora, sources))
+        for found, memory in zip(sources, memories, strict=True):
+            remember(found, memory)
     _check_enough_rows(config, corpora)
     return PreparedData(
         tokenizer_path=tokenizer_path,
@@ -72,24 +75,19 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
                 "seed": config.seed,
             }
         ),
-        notices=tuple(notices),
+        notices=tuple(
+            f"corpus {corpus.name!r}: {change}: prepared anew"
+            for corpus, change in zip(config.corpora, changes, strict=True)
+            if change
+        ),
     )
 
 
 # --- sources ------------------------------------------------------------------------------------
 
 
-def _hash_sources(
-    config: DataConfig, files: list[list[Path]], cache_dir: Path
-) -> tuple[list[list[SourceFile]], list[str]]:
-    sources, notices = [], []
-    for corpus, paths in zip(config.corpora, files, strict=True):
-        name = f"{corpus.name}-{content_id(corpus.source)[:16]}.json"
-        found, change = fingerprint(paths, cache_dir / "sources" / name)
-        sources.append(found)
-        if change:
-            notices.append(f"corpus {corpus.name!r}: {change}: prepared anew")
-    return sources, notices
+def _memory_name(corpus: CorpusConfig) -> str:
+    return f"{corpus.name}-{content_id(corpus.source)[:16]}.json"
 
 
 def _source_id(corpus: CorpusConfig, files: list[SourceFile]) -> str:
@@ -102,14 +100,18 @@ def _source_id(corpus: CorpusConfig, files: list[SourceFile]) -> str:
 
 
 def _tokenizer(
-    config: DataConfig, sources: list[list[SourceFile]], cache_dir: Path, progress: Progress
-) -> Path:
-    """The model in the cache: trained, or a copy of the one that was given."""
+    config: DataConfig, sources: Sequence[list[SourceFile]], cache_dir: Path, progress: Progress
+) -> tuple[Path, Tokenizer]:
+    """The model in the cache, trained, or a copy of the one that was given; and where it lies.
+
+    Raises TokenizerError for one that was altered: rows elsewhere in the cache hold its ids, so it
+    is not replaced in silence.
+    """
     wanted = config.tokenizer
     if wanted.path is not None:
         path = Path(wanted.path).expanduser()
-        tokenizer = load_tokenizer(path, vocab_size=wanted.vocab_size)
-        origin: dict[str, Any] = {"format": FORMAT, "given": tokenizer.sha256}
+        given_sha256 = load_tokenizer(path, vocab_size=wanted.vocab_size).sha256
+        origin: dict[str, Any] = {"format": FORMAT, "given": given_sha256}
     else:
         ids = [_source_id(c, files) for c, files in zip(config.corpora, sources, strict=True)]
         trained = {"config": wanted, "sources": ids, "valid_frac": config.valid_frac}
@@ -125,8 +127,12 @@ def _tokenizer(
         return origin
 
     folder = cache_dir / "tokenizers" / content_id(origin)[:16]
-    ensure(folder, cache_dir, build)
-    return folder / "tokenizer.model"
+    model_path = folder / "tokenizer.model"
+    manifest = read_manifest(folder) if model_path.exists() else ensure(folder, cache_dir, build)
+    if manifest is None:
+        raise TokenizerError(f"{folder}: damaged: delete it and run again")
+    sha256 = manifest["contents"][0]["sha256"]
+    return model_path, load_tokenizer(model_path, sha256=sha256, vocab_size=wanted.vocab_size)
 
 
 def _tokenizer_texts(config: DataConfig) -> Iterator[str]:

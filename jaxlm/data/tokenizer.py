@@ -124,12 +124,13 @@ def load_tokenizer(
         model = Path(path).expanduser().read_bytes()
     except OSError as e:
         reason = f"cannot be read ({e.strerror})"
-        raise TokenizerError(f"tokenizer {path}: {reason}: check TokenizerConfig.path") from e
+        raise TokenizerError(f"tokenizer {path}: {reason}: put it back, or check the path") from e
     got = hashlib.sha256(model).hexdigest()
     if sha256 is not None and got != sha256:
         raise TokenizerError(
             f"tokenizer {path}: not the one that the data was made with "
-            f"(sha256 {got[:12]}, expected {sha256[:12]}): restore it or prepare the data again"
+            f"(sha256 {got[:12]}, expected {sha256[:12]}): put that one back, or delete "
+            f"{Path(path).parent} and run again"
         )
     tokenizer = Tokenizer(model, f"tokenizer {path}")
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:

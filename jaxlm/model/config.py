@@ -41,7 +41,14 @@ class ModelConfig:
     attention_impl: Literal["auto", "reference", "xla"] = "auto"
 
     def __post_init__(self) -> None:
-        positive = ("vocab_size", "num_layers", "embed_dim", "num_heads", "ffn_dim", "rope_original_len")
+        positive = (
+            "vocab_size",
+            "num_layers",
+            "embed_dim",
+            "num_heads",
+            "ffn_dim",
+            "rope_original_len",
+        )
         for name in positive:
             require(getattr(self, name) > 0, f"ModelConfig.{name}", getattr(self, name), "> 0")
         if self.head_dim is None:
@@ -51,14 +58,24 @@ class ModelConfig:
                 self.embed_dim,
                 f"a multiple of num_heads={self.num_heads} (or set ModelConfig.head_dim)",
             )
-        require(self.head_width % 2 == 0 and self.head_width > 0, "ModelConfig.head_dim", self.head_width, "even and > 0 (RoPE)")
+        require(
+            self.head_width % 2 == 0 and self.head_width > 0,
+            "ModelConfig.head_dim",
+            self.head_width,
+            "even and > 0 (RoPE)",
+        )
         require(
             self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
             "ModelConfig.num_kv_heads",
             self.kv_heads,
             f"a divisor of num_heads={self.num_heads}",
         )
-        require(len(self.layer_pattern) > 0, "ModelConfig.layer_pattern", self.layer_pattern, "at least one layer kind")
+        require(
+            len(self.layer_pattern) > 0,
+            "ModelConfig.layer_pattern",
+            self.layer_pattern,
+            "at least one layer kind",
+        )
         require(
             self.num_layers % len(self.layer_pattern) == 0,
             "ModelConfig.num_layers",

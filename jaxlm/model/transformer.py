@@ -106,7 +106,14 @@ class Transformer(nn.Module):
         self.final_norm = RMSNorm(c.norm_eps)
         self.output = None if c.tied_embeddings else Output(c.vocab_size, c.embed_dim)
 
-    def hidden(self, tokens_BT, positions_BT, segment_ids_BT=None, caches=None, offset_B=None):
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array | None = None,
+        caches: tuple[KVCache, ...] | None = None,
+        offset_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
         c = self.config
         frequencies = rope_frequencies(
             c.head_width, c.rope_theta, c.rope_scaling, c.rope_factor, c.rope_original_len

@@ -55,9 +55,15 @@ class Attention(nn.Module):
         wk_DKH = init.param(self, "wk", init.reads(D), (D, K, H), kv_axes)
         wv_DKH = init.param(self, "wv", init.reads(D), (D, K, H), kv_axes)
         wo_NHD = init.param(
-            self, "wo", init.writes(N * H, self.num_layers), (N, H, D), ("heads", "head_dim", "embed")
+            self,
+            "wo",
+            init.writes(N * H, self.num_layers),
+            (N, H, D),
+            ("heads", "head_dim", "embed"),
         )
-        sinks_N = init.param(self, "sinks", init.zeros, (N,), ("heads",)) if self.has_sinks else None
+        sinks_N = (
+            init.param(self, "sinks", init.zeros, (N,), ("heads",)) if self.has_sinks else None
+        )
 
         q_BTNH, k_BTKH, v_BTKH = (linear(x_BTD, w) for w in (wq_DNH, wk_DKH, wv_DKH))
         if self.qk_norm_eps is not None:

@@ -15,7 +15,6 @@ from jaxlm.nn import init
 from jaxlm.nn.linear import linear
 
 
-
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  Source: arXiv:1606.08415.

@@ -16,7 +16,11 @@ import numpy as np
 
 
 def rope_frequencies(
-    head_dim: int, theta: float, scaling: str = "none", factor: float = 1.0, original_len: int = 8192
+    head_dim: int,
+    theta: float,
+    scaling: str = "none",
+    factor: float = 1.0,
+    original_len: int = 8192,
 ) -> tuple[np.ndarray, float]:
     """Angle per position of each pair of dimensions, and what queries and keys are multiplied by.
 

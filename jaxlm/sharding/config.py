@@ -19,7 +19,12 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for axis, size in dataclasses.asdict(self).items():
-            require(size == -1 or size >= 1, f"MeshConfig.{axis}", size, ">= 1, or -1 for what the others leave")
+            require(
+                size == -1 or size >= 1,
+                f"MeshConfig.{axis}",
+                size,
+                ">= 1, or -1 for what the others leave",
+            )
         sizes = [self.data, self.fsdp, self.model]
         require(sizes.count(-1) <= 1, "MeshConfig", sizes, "a mesh with at most one -1")
 

@@ -18,7 +18,9 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
     return slice(min(lo for lo, _, _ in bounds), max(hi for _, hi, _ in bounds))
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int, rows: slice) -> dict[str, jax.Array]:
+def to_global(
+    batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int, rows: slice
+) -> dict[str, jax.Array]:
     """Arrays (B, ...) over the mesh from this process's `rows` of each."""
     sharding = NamedSharding(mesh, ROWS)
 

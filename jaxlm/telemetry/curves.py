@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Iterable
-from itertools import accumulate
 from operator import itemgetter
 
 from jaxlm.telemetry.svg import Point
@@ -11,7 +10,8 @@ from jaxlm.telemetry.writer import Row
 
 
 def points_of(rows: Iterable[Row], name: str) -> list[Point]:
-    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    """(step, value) of one metric, in the order of the rows."""
+    return [(row["step"], value) for row in rows if (value := row.get(name)) is not None]
 
 
 def centred_mean(points: list[Point], half: int, limit: int) -> list[Point]:
@@ -19,14 +19,13 @@ def centred_mean(points: list[Point], half: int, limit: int) -> list[Point]:
 
     Looks both ways, so that it does not lag; what is not finite counts as absent.
     """
-    ys = [y if math.isfinite(y) else 0.0 for _, y in points]
-    sums = [0.0, *accumulate(ys)]
-    counts = [0, *accumulate(math.isfinite(y) for _, y in points)]
+    ys = [y for _, y in points]
     means = []
-    for i in range(0, len(points), max(1, len(points) // limit)):
-        low, high = max(0, i - half), min(len(points), i + half + 1)
-        count = counts[high] - counts[low]
-        means.append((points[i][0], (sums[high] - sums[low]) / count if count else math.nan))
+    for i in range(0, len(ys), max(1, len(ys) // limit)):
+        near = ys[max(0, i - half) : i + half + 1]
+        if not math.isfinite(sum(near)):
+            near = [y for y in near if math.isfinite(y)] or [math.nan]
+        means.append((points[i][0], sum(near) / len(near)))
     return means
 
 
@@ -38,8 +37,6 @@ def thin(points: list[Point], limit: int) -> list[Point]:
     kept: list[Point] = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
-        ordered = (
-            sorted((p for p in stretch if math.isfinite(p[1])), key=itemgetter(1)) or stretch[:1]
-        )
-        kept += sorted({ordered[0], ordered[-1]})
+        finite = [p for p in stretch if math.isfinite(p[1])] or stretch[:1]
+        kept += sorted({min(finite, key=itemgetter(1)), max(finite, key=itemgetter(1))})
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]

@@ -72,7 +72,7 @@ def _result(run: Run) -> str:
     final = _final(run)
     if final.get("eval/bpb") is None:
         return ""
-    is_final = bool(run.summary.get("final"))
+    is_final = final is run.summary.get("final")
     when = "final validation" if is_final else f"validation at update {final['step']:,}, not final"
     bpb, verdict = final["eval/bpb"], ""
     baselines = run.summary.get("baselines", {})
@@ -130,7 +130,7 @@ def _cards(run: Run) -> str:
 
 
 def _values(rows: Iterable[Row], name: str) -> list[float]:
-    return [row[name] for row in rows if row.get(name) is not None]
+    return [value for row in rows if (value := row.get(name)) is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -144,19 +144,17 @@ def _median(rows: Iterable[Row], name: str) -> float | None:
 
 def _charts(run: Run) -> str:
     baselines = run.summary.get("baselines", {})
-    levels = (
-        [level for tools in baselines.values() for level in tools.items()]
-        if len(baselines) == 1
-        else []
-    )  # of several: a thicket
+    levels = [level for tools in baselines.values() for level in tools.items()]
+    if len(baselines) > 1:  # a thicket; the bars above have them
+        levels = []
     marks = [(row["step"], str(row["event"])) for row in run.log if row.get("event") == "resumed"]
     names = sorted({name for row in run.evals for name in row if name.startswith("eval/bpb")})
+    if len(names) == 2:  # of all, and of the only corpus: the same
+        names = names[:1]
     lines = [
         Series(name.partition("@")[2] or "all", points_of(run.evals, name), color)
         for color, name in enumerate(names)
     ]
-    if len(lines) == 2:  # one corpus: its own line is the same as that of all
-        lines = lines[:1]
     figures = [_figure("eval/bpb", "Validation", lines, levels=levels, marks=marks)]
     for name, title, from_zero in TRAIN_CHARTS:
         points = points_of(run.train, name)
@@ -165,10 +163,8 @@ def _charts(run: Run) -> str:
         if name == "optim/lr":  # exact: a running mean would bend its corners
             pair = [Series("lr", thin(points, MAX_POINTS))]
         figures.append(_figure(name, title, pair, from_zero=from_zero, marks=marks))
-    toggle = (
-        '<input type="checkbox" id="log"> <label for="log" class="mute">logarithmic scales</label>'
-    )
-    return f'<section><h2>Curves</h2>{toggle}<div class="grid">{"".join(figures)}</div></section>'
+    toggle = '<input type="checkbox" id="log"> <label for="log">logarithmic scales</label>'
+    return _section("Curves", f'{toggle}<div class="grid">{"".join(figures)}</div>')
 
 
 def _figure(name: str, title: str, series: Sequence[Series], **options: Any) -> str:
@@ -197,8 +193,7 @@ def _samples(samples: list[Row]) -> str:
         )
         blocks.append(f'<h3 class="mute">update {step:,}</h3><div class="grid">{texts}</div>')
     older = f"<details><summary>earlier samples</summary>{''.join(blocks[1:])}</details>"
-    body = "".join(blocks[:1]) + (older if blocks[1:] else "")
-    return f"<section><h2>Samples</h2>{body}</section>" if body else ""
+    return _section("Samples", "".join(blocks[:1]) + (older if blocks[1:] else ""))
 
 
 def _log(log: list[Row]) -> str:
@@ -226,11 +221,7 @@ def _config(config: Row, changed: Collection[str]) -> str:
         rows = _flat(values) if isinstance(values, dict) else [("", _text(values))]
         body = "".join(_row(k, v, f"{section}.{k}" in changed) for k, v in rows)
         tables.append(f'<div class="box"><h3>{escape(section)}</h3><table>{body}</table></div>')
-    return (
-        f'<section><h2>Config</h2><div class="grid">{"".join(tables)}</div></section>'
-        if tables
-        else ""
-    )
+    return _section("Config", f'<div class="grid">{"".join(tables)}</div>' if tables else "")
 
 
 def _flat(values: Any, path: str = "") -> list[tuple[str, str]]:
@@ -252,11 +243,11 @@ def _text(value: Any) -> str:
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
     body = "".join(_row(name, str(text)) for name, text in rows)
-    return (
-        f'<section><h2>{title}</h2><div class="box"><table>{body}</table></div></section>'
-        if body
-        else ""
-    )
+    return _section(title, f'<div class="box"><table>{body}</table></div>' if body else "")
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
 def _row(name: str, text: str, is_changed: bool = False) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxlm.core.errors import RunError
 from jaxlm.telemetry.registry import spec_of
 
 Row = dict[str, Any]
@@ -33,17 +34,23 @@ class JsonlWriter:
     """Appends rows, each flushed, so that a killed run loses at most the row being written."""
 
     def __init__(self, run_dir: Path) -> None:
-        path = run_dir / FILE_NAME
-        _drop_torn_tail(path)
-        self._file = open(path, "a", encoding="utf-8")
+        self._path = run_dir / FILE_NAME
+        _drop_torn_tail(self._path)
+        self._file = open(self._path, "ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Raises KeyError for a metric name that the registry does not have."""
+        """Raises KeyError for a metric name that the registry does not have, RunError on a full disk."""
         for name in row:
             if "/" in name:
                 spec_of(name)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        data = json.dumps(row).encode() + b"\n"
+        try:
+            while data:  # a disk that fills up takes a part of the row first
+                data = data[self._file.write(data) :]
+        except OSError as e:
+            raise RunError(
+                f"cannot write {self._path}: {e.strerror}; make room, then give the same command again"
+            ) from e
 
     def close(self) -> None:
         self._file.close()
@@ -59,15 +66,29 @@ def _drop_torn_tail(path: Path) -> None:
 
 
 def read_rows(run_dir: Path, kind: str | None = None) -> Iterator[Row]:
-    """Rows in the order they were written; none without a file; a torn last line is left out."""
-    if not (run_dir / FILE_NAME).exists():
+    """Rows in the order they were written; none without a file; a torn last line is left out.
+
+    Raises RunError for a damaged line.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
         return
-    with open(run_dir / FILE_NAME, encoding="utf-8") as f:
-        for line in f:
-            if line.endswith("\n"):
-                row = json.loads(line)
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, start=1):
+            if line.endswith(b"\n"):
+                row = _parse(line, f"{path}:{number}")
                 if kind in (None, row["kind"]):
                     yield row
+
+
+def _parse(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row["step"], int) and row["kind"]:
+            return row
+    except (ValueError, KeyError):
+        pass
+    raise RunError(f"{where} is damaged: {line[:40]!r}; delete this line, then run again")
 
 
 def latest_rows(run_dir: Path, kind: str) -> list[Row]:

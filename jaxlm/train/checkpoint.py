@@ -62,7 +62,7 @@ class Checkpointer:
         try:
             self._orbax.save(path / "state", args=ocp.args.StandardSave(state), force=True)
         except (OSError, ValueError) as e:  # Orbax reports a full disk as ValueError
-            raise CheckpointError(f"cannot save {path}: {_first_line(e)}") from e
+            raise _cannot_save(path, e) from e
         leaves = _describe(state)
         self._sealing = self._sealer.submit(self._finish, step, leaves)
 
@@ -95,7 +95,7 @@ class Checkpointer:
                 for old in list_checkpoints(self._directory)[: -self._keep]:
                     _remove(self._path(old))
         except (OSError, ValueError) as e:
-            raise CheckpointError(f"cannot save {path}: {_first_line(e)}") from e
+            raise _cannot_save(path, e) from e
 
     def _remove_unsealed(self) -> None:
         """What a crash left behind: unsealed steps, Orbax's temporary folders, half-removed steps."""
@@ -134,12 +134,18 @@ def verify(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {_first_line(e)}") from e
     if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{path} has format {manifest['format']}, this version reads {FORMAT}"
+        )
     names, sums = _checksums(path / "state")
     found = dict(zip(names, sums, strict=True))
     for name, want in manifest["files"].items():
         if found.get(name) != want:
-            what = "is missing" if name not in found else f"is damaged: {found[name]}, sealed as {want}"
+            what = (
+                "is missing"
+                if name not in found
+                else f"is damaged: {found[name]}, sealed as {want}"
+            )
             raise CheckpointError(f"{path / 'state' / name} {what}")
     return manifest
 
@@ -173,7 +179,9 @@ def _check_leaves(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> 
     )
     if first := next(differences, None):
         more = sum(1 for _ in differences)
-        raise CheckpointError(f"{path} is of another model: {first}" + (f" (and {more} more)" if more else ""))
+        raise CheckpointError(
+            f"{path} is of another model: {first}" + (f" (and {more} more)" if more else "")
+        )
 
 
 def _remove(path: Path) -> None:
@@ -182,8 +190,17 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
+def _cannot_save(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot save {path}: {_first_line(error)}; the checkpoints before it stand: make room, "
+        "then give the same command again"
+    )
+
+
 def _first_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][
+        :200
+    ]
 
 
 def newest_whole(directory: Path, note: Any) -> int | None:
@@ -199,5 +216,7 @@ def newest_whole(directory: Path, note: Any) -> int | None:
         except CheckpointError as e:
             note(f"passing over a damaged checkpoint: {e}")
     if steps:
-        raise CheckpointError(f"all checkpoints in {directory} are damaged: {steps}; start anew with --run")
+        raise CheckpointError(
+            f"all checkpoints in {directory} are damaged: {steps}; start anew with --run"
+        )
     return None

@@ -15,7 +15,9 @@ class TrainConfig:
     num_micro_batches: int = 1  # gradient accumulation: the batch is done in this many parts
     log_every: int = 10  # updates between two telemetry rows on the terminal; the file gets all
     eval_every: int = 250  # updates between two validations; one always follows the last update
-    eval_batches: int | None = None  # batches of the validations on the way; None: all.  The last is whole
+    eval_batches: int | None = (
+        None  # batches of the validations on the way; None: all.  The last is whole
+    )
     checkpoint_every: int = 500  # one always follows the last update
     keep_checkpoints: int = 2  # the newest ones that stay
     sample_every: int | None = None  # updates between two samples; None: only at the end
@@ -25,15 +27,32 @@ class TrainConfig:
     profile_steps: tuple[int, int] | None = None  # first and last update of a profiler trace
 
     def __post_init__(self) -> None:
-        counts = ("num_steps", "num_micro_batches", "log_every", "eval_every", "checkpoint_every", "sample_tokens")
+        counts = (
+            "num_steps",
+            "num_micro_batches",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "sample_tokens",
+        )
         for name in counts:
             require(getattr(self, name) >= 1, f"TrainConfig.{name}", getattr(self, name), ">= 1")
         require(self.seed >= 0, "TrainConfig.seed", self.seed, ">= 0")
         # two: while the newest is being written, the one before it must still stand
-        require(self.keep_checkpoints >= 2, "TrainConfig.keep_checkpoints", self.keep_checkpoints, ">= 2")
+        require(
+            self.keep_checkpoints >= 2,
+            "TrainConfig.keep_checkpoints",
+            self.keep_checkpoints,
+            ">= 2",
+        )
         for name in ("eval_batches", "sample_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"TrainConfig.{name}", value, ">= 1 or None")
         if self.profile_steps is not None:
             first, last = self.profile_steps
-            require(1 <= first <= last, "TrainConfig.profile_steps", self.profile_steps, "1 <= first <= last")
+            require(
+                1 <= first <= last,
+                "TrainConfig.profile_steps",
+                self.profile_steps,
+                "1 <= first <= last",
+            )

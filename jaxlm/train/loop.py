@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxlm.config import Resolved, RunConfig
 from jaxlm.core.errors import NonFiniteError
@@ -29,7 +28,7 @@ from jaxlm.telemetry.writer import JsonlWriter, Writer, latest_rows
 from jaxlm.train.checkpoint import Checkpointer, Identity, newest_whole, restore
 from jaxlm.train.reporter import Reporter
 from jaxlm.train.run_dir import CHECKPOINTS, append_json
-from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, build_trainer
 from jaxlm.train.state import TrainState
 from jaxlm.train.stop import StopRequest
 from jaxlm.train.validate import validate
@@ -69,7 +68,9 @@ def train(run: "Run", stop: StopRequest) -> Outcome:
 
         is_last = step == config.num_steps
         evaluates = step % config.eval_every == 0 and not is_last
-        samples = config.sample_every is not None and step % config.sample_every == 0 and not is_last
+        samples = (
+            config.sample_every is not None and step % config.sample_every == 0 and not is_last
+        )
         saves = step % config.checkpoint_every == 0 and not is_last
         if evaluates or samples or saves:
             run.report(*pending)  # the state must be known to be sound
@@ -102,7 +103,12 @@ class Run:
     """What the loop holds on to, and what it does every so many updates."""
 
     def __init__(
-        self, config: RunConfig, resolved: Resolved, data: PreparedData, run_dir: Path, display: Display
+        self,
+        config: RunConfig,
+        resolved: Resolved,
+        data: PreparedData,
+        run_dir: Path,
+        display: Display,
     ) -> None:
         self.config, self.resolved = config, resolved
         self.run_dir, self.display = run_dir, display

@@ -66,7 +66,9 @@ class Reporter:
 
     def event(self, step: int, event: str, detail: str) -> None:
         self._write({"kind": "event", "step": step, "event": event, "detail": detail})
-        self._display.note(f"{event} at update {step}: {detail}" if detail else f"{event} at update {step}")
+        self._display.note(
+            f"{event} at update {step}: {detail}" if detail else f"{event} at update {step}"
+        )
 
     def _write(self, row: dict[str, Any]) -> None:
         row["time"] = time.time()  # unix seconds

@@ -11,7 +11,7 @@ from jaxlm.core.errors import RunError
 from jaxlm.core.types import Params
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.train.checkpoint import newest_whole, restore
-from jaxlm.train.run_dir import CHECKPOINTS, TOKENIZER, load_config
+from jaxlm.train.run_dir import CHECKPOINTS, TOKENIZER, load_config, read_json
 from jaxlm.train.setup import Trainer, build_trainer
 
 
@@ -33,11 +33,18 @@ def restore_run(run_dir: Path) -> TrainedRun:
     """
     config = load_config(run_dir)
     resolve(config, jax.device_count())
-    tokenizer = load_tokenizer(run_dir / TOKENIZER)
+    env = read_json(run_dir / "env.json") or {}
+    tokenizer = load_tokenizer(
+        run_dir / TOKENIZER,
+        sha256=env.get("tokenizer_sha256"),
+        vocab_size=config.data.tokenizer.vocab_size,
+    )
     trainer = build_trainer(config, tokenizer.bytes_per_token_V)
     damaged: list[str] = []
     step = newest_whole(run_dir / CHECKPOINTS, damaged.append)
     if step is None:
-        raise RunError(f"{run_dir} has no checkpoint yet; wait for its first, or run `jaxlm train` again")
+        raise RunError(
+            f"{run_dir} has no checkpoint yet; wait for its first, or run `jaxlm train` again"
+        )
     state = restore(run_dir / CHECKPOINTS, step, trainer.abstract_state)
     return TrainedRun(config, tokenizer, trainer, step, trainer.eval_params(state))

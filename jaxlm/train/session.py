@@ -6,27 +6,32 @@ Also the way in from a notebook:
     summary = run_training(RunConfig(...), Path("runs/mine"))
 """
 
+import contextlib
 import dataclasses
-import shutil
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxlm.config import Resolved, RunConfig, resolve
-from jaxlm.core.canonical import write_json_atomic
+from jaxlm.core.canonical import write_atomic, write_json_atomic
 from jaxlm.core.errors import NonFiniteError
 from jaxlm.data.prepare import PreparedData, prepare
+from jaxlm.loss import batch_loss
+from jaxlm.model.residuals import saved_bytes
+from jaxlm.model.transformer import Model
+from jaxlm.optim.groups import group_indices
 from jaxlm.telemetry.display import Display, make_display
 from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.report import write_report
 from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.loop import Outcome, Run, train
-from jaxlm.train.run_dir import TOKENIZER, environment, open_run_dir
-from jaxlm.train.setup import on_mesh
+from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, open_run_dir
+from jaxlm.train.setup import build_trainer, on_mesh
 from jaxlm.train.stop import StopRequest
-
 
 Summary = dict[str, Any]  # what summary.json holds
 
@@ -43,26 +48,36 @@ def run_training(
     display = make_display(config.train.log_every) if display is None else display
     resolved = resolve(config, jax.device_count())
     display.table("run", describe(resolved))
-    lock = open_run_dir(run_dir, config, gin_text) if is_main else None
+    group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
+    if is_main:
+        check_run_dir(run_dir, config)  # before the text is read, which can take long
     data = _prepare(config, display)
+    lock = open_run_dir(run_dir, config, gin_text, data.data_id) if is_main else None
     summary: Summary = {"status": "crashed", "step": None, "final": None}
     summary |= {"baselines": data.baselines, "resolved": describe(resolved)}
     try:
         with display, StopRequest() as stop:
             outcome = _train(config, resolved, data, run_dir, display, stop)
         summary |= dataclasses.asdict(outcome)
-    except NonFiniteError:
-        summary["status"] = "diverged"
+        if is_main:
+            _write_end(run_dir, summary)
+    except BaseException as error:
+        if is_main:
+            summary["status"] = "diverged" if isinstance(error, NonFiniteError) else "crashed"
+            with contextlib.suppress(OSError):  # what ended the run is the news, not a full disk
+                _write_end(run_dir, summary)
         raise
     finally:
-        if is_main:
-            if summary["step"] is None:
-                summary["step"] = max((row["step"] for row in read_rows(run_dir, "train")), default=0)
-            write_json_atomic(run_dir / "summary.json", summary)
-            write_report(run_dir)
         if lock is not None:
             lock.close()
     return summary
+
+
+def _write_end(run_dir: Path, summary: Summary) -> None:
+    if summary["step"] is None:
+        summary["step"] = max((row["step"] for row in read_rows(run_dir, "train")), default=0)
+    write_json_atomic(run_dir / "summary.json", summary)
+    write_report(run_dir)
 
 
 def describe(resolved: Resolved) -> dict[str, str]:
@@ -70,6 +85,29 @@ def describe(resolved: Resolved) -> dict[str, str]:
     devices = jax.devices()
     kind = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     return resolved.describe() | {"devices": kind}
+
+
+def describe_memory(config: RunConfig) -> dict[str, str]:
+    """Bytes over all devices together, by owner; from shapes alone, so for a model of any size."""
+    trainer = build_trainer(config, np.ones(1, np.int32))
+    state, rows = trainer.abstract_state, config.data.batch_size // config.train.num_micro_batches
+    ints = jax.ShapeDtypeStruct((rows, config.data.seq_len), np.int32)
+    batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ints)
+    batch["weights"] = jax.ShapeDtypeStruct(ints.shape, np.float32)
+    loss = lambda params, batch: batch_loss(trainer.model, params, batch).nats
+    owners = {
+        "parameters": _num_bytes(state.params),
+        "gradients": _num_bytes(state.params),
+        "optimizer state": _num_bytes(state.opt_state),
+        f"activations stored for backward (remat {config.model.remat!r}, {rows} rows)": saved_bytes(
+            loss, state.params, batch
+        ),
+    }
+    return {owner: f"{count / 2**20:,.1f} MiB" for owner, count in owners.items()}
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def summary_table(summary: Summary) -> dict[str, str]:
@@ -98,7 +136,7 @@ def _train(
     run = Run(config, resolved, data, run_dir, display)
     try:
         if run.is_main:
-            shutil.copyfile(data.tokenizer_path, run_dir / TOKENIZER)
+            write_atomic(run_dir / TOKENIZER, data.tokenizer_path.read_bytes())
             peak, peak_source = peak_flops(jax.devices()[0], config.model.compute_dtype)
             facts = {
                 "devices": str(jax.devices()[0].device_kind),
@@ -108,6 +146,7 @@ def _train(
                 "peak_flops_per_device": peak,
                 "peak_flops_source": peak_source,
                 "data_id": data.data_id,
+                "tokenizer_sha256": data.tokenizer_sha256,
                 "config_id": config.config_id,
             }
             write_json_atomic(run_dir / "env.json", environment(**facts))

@@ -38,7 +38,9 @@ class Trainer:
     eval_step: EvalStep
 
 
-def build_trainer(config: RunConfig, bytes_per_token_V: np.ndarray, mesh: Mesh | None = None) -> Trainer:
+def build_trainer(
+    config: RunConfig, bytes_per_token_V: np.ndarray, mesh: Mesh | None = None
+) -> Trainer:
     """All functions of a run.  Nothing is compiled or allocated yet.
 
     bytes_per_token_V: of the tokenizer, whose vocabulary may be smaller than the embedding's.

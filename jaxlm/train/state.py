@@ -26,7 +26,9 @@ class TrainState(NamedTuple):
     hparams: Hparams
 
 
-def make_init(model: Model, optimizer: Optimizer, hparams: Hparams) -> Callable[[jax.Array], TrainState]:
+def make_init(
+    model: Model, optimizer: Optimizer, hparams: Hparams
+) -> Callable[[jax.Array], TrainState]:
     """rng -> state before the first update."""
 
     def init(rng: jax.Array) -> TrainState:

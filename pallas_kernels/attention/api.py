@@ -47,7 +47,9 @@ def attention(
     masks = dict(causal=causal, window=window, segment_ids=segment_ids, q_offset=q_offset)
     scores = dict(scale=scale, softcap=softcap, sinks_N=sinks_N)
     if impl == "auto":
-        impl = "xla" if xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=q_offset) else "reference"
+        impl = (
+            "xla" if xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=q_offset) else "reference"
+        )
     if impl == "xla":
         return xla.attention(q_BTNH, k_BSKH, v_BSKH, **masks, **scores)
     if impl == "reference":

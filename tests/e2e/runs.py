@@ -17,7 +17,7 @@ import jax
 from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.checkpoint import list_checkpoints, restore
 from jaxlm.train.restore import load_config
-from jaxlm.train.run_dir import CHECKPOINTS, TOKENIZER, read_json
+from jaxlm.train.run_dir import CHECKPOINTS, read_json
 from jaxlm.train.setup import build_trainer
 
 ROOT = Path(__file__).parents[2]

@@ -142,6 +142,7 @@ def test_cached_decoding_equals_the_full_forward_pass(chunks):
     assert relative_error(cached, quick(model.apply)(params, tokens)) < SAME
 
 
+@pytest.mark.slow
 def test_cached_decoding_in_bfloat16_rounds_as_the_full_forward_pass_does():
     model, params = build(**RICH, compute_dtype="bfloat16")
     tokens = packed_batch([[9]], T=9, vocab=VOCAB)["tokens"]

@@ -28,7 +28,9 @@ CONFIG = RunConfig(
 
 
 def changed(section: str, **fields):
-    return dataclasses.replace(CONFIG, **{section: dataclasses.replace(getattr(CONFIG, section), **fields)})
+    return dataclasses.replace(
+        CONFIG, **{section: dataclasses.replace(getattr(CONFIG, section), **fields)}
+    )
 
 
 @pytest.fixture(scope="session")

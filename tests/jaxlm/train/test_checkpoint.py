@@ -33,7 +33,9 @@ def saved(tmp_path, make_trainer, random_batch):
     return tmp_path, jax.device_get(state)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2}], ids=str
+)
 def test_a_state_moves_to_any_mesh_bit_for_bit(saved, make_trainer, sizes):
     folder, want = saved
     like = make_trainer(**sizes).abstract_state
@@ -105,7 +107,9 @@ def test_a_full_or_closed_disk_is_one_line_and_the_old_checkpoint_stands(saved, 
     folder, want = saved
     checkpointer = Checkpointer(folder, keep=2, identity=IDENTITY)
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr("jaxlm.train.checkpoint.write_json_atomic", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(
+        "jaxlm.train.checkpoint.write_json_atomic", lambda *_: (_ for _ in ()).throw(full)
+    )
     checkpointer.save(2, want)
     with pytest.raises(CheckpointError, match="cannot save .*00000002: No space left on device"):
         checkpointer.wait()

@@ -82,11 +82,11 @@ class Case:
 
 SELF_ATTENTION = {
     "plain": Case(),
-    "one_position": Case(T=1, S=1),
+    "one_position": Case(T=1, S=1, has_sinks=True),
     "one_kv_head": Case(K=1, N=3),
     "as_many_kv_heads": Case(K=3, N=3, H=2, value_width=5),
     "six_heads_in_groups_of_two": Case(N=6, K=3, scale=0.9),
-    "window_of_one": Case(window=1),
+    "window_of_one": Case(window=1, has_sinks=True),
     "window": Case(window=4, has_sinks=True),
     "window_beyond_the_row": Case(window=99),
     "softcap": Case(softcap=0.7, spread=2.0),
@@ -105,7 +105,7 @@ OTHERS = {
     "rows_continue_apart": Case(T=3, S=17, q_offset=(0, 14), softcap=1.0),
     "queries_are_the_last_keys": Case(T=4, S=13, q_offset=9, lengths=(2, 8, 3)),
 }
-# Queries before all keys, and queries of documents that have no keys.
+# Queries before all keys, and queries whose window lies beyond the last key.
 BLIND = {
     "blind": Case(T=5, S=7, q_offset=-3),
     "blind_with_sinks": Case(T=5, S=7, q_offset=-3, has_sinks=True),

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""jaxlm's own train step on configs/tiny_decoder.gin; see scripts/bench_peers.py."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from jaxlm.bench.step import set_up
+from jaxlm.cli.gin_edge import load
+from jaxlm.train.setup import on_mesh
+
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny_decoder.gin"
+
+trainer, state, batch = set_up(load([str(CONFIG)], sys.argv[1:]))
+ends = []
+with on_mesh(trainer.mesh):
+    for _ in range(12):
+        state, metrics = trainer.step(state, batch)
+        jax.device_get(metrics)
+        ends.append(time.time())
+print(json.dumps(ends))

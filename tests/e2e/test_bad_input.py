@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user with bad luck: one clear line that says what to do, exit code 2, nothing written or lost.
+
+Every row of a table is a command in a folder where something is wrong.  The commands run in this
+process; those that need one of their own are in test_bad_luck.py.
+"""
+
+import contextlib
+import gzip
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jaxlm.cli.main import main
+from tests.e2e.workshop import CONFIG, furnish, refused
+
+Setup = Callable[[], object]
+TRAIN = "train base.gin --run runs/new"
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a prepared cache and a finished run in runs/done."""
+    folder = tmp_path_factory.mktemp("workshop")
+    furnish(folder)
+    with contextlib.chdir(folder):
+        assert main(["train", "base.gin", "--run", "runs/done"]) == 0
+    return folder
+
+
+@pytest.fixture
+def workshop(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder: a copy of `furnished`."""
+    shutil.copytree(furnished, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+
+
+def write(path: str, content: str | bytes) -> Setup:
+    data = content.encode() if isinstance(content, str) else content
+
+    def do() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(data)
+
+    return do
+
+
+def only(pattern: str) -> Path:
+    (path,) = Path().glob(pattern)
+    return path
+
+
+def cut(pattern: str) -> Setup:
+    return lambda: os.truncate(only(pattern), only(pattern).stat().st_size // 2)
+
+
+def alter(pattern: str) -> Setup:
+    """One letter of a piece becomes another: still a tokenizer, of the same size."""
+
+    def do() -> None:
+        data = bytearray(only(pattern).read_bytes())
+        at = len(data) // 2
+        while not chr(data[at]).isalpha():
+            at += 1
+        data[at] ^= 1
+        only(pattern).write_bytes(data)
+
+    return do
+
+
+def unfinished(setup: Setup | None = None) -> Setup:
+    """runs/done as a killed process leaves it, and then something else happens."""
+
+    def do() -> None:
+        Path("runs/done/summary.json").unlink()
+        if setup:
+            setup()
+
+    return do
+
+
+def replace(path: str, old: str, new: str) -> Setup:
+    def do() -> None:
+        text = Path(path).read_text()
+        assert old in text
+        Path(path).write_text(text.replace(old, new, 1))
+
+    return do
+
+
+def damage_checkpoints() -> None:
+    for path in Path("runs/done/checkpoints").glob("*/state/_METADATA"):
+        path.write_text("x")
+
+
+def one_document() -> None:
+    write("text/docs.jsonl", json.dumps({"text": "abc def " * 2000}) + "\n")()
+
+
+def truncated_gzip() -> None:
+    lines = "".join(json.dumps({"text": f"{i} " * i}) + "\n" for i in range(300)).encode()
+    Path("text/more.jsonl.gz").write_bytes(gzip.compress(lines)[:-100])
+
+
+def truncated_zst() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    with pyarrow.output_stream("text/more.jsonl.zst", compression="zstd") as file:
+        file.write(os.urandom(3000).hex().encode())
+    cut("text/more.jsonl.zst")()
+
+
+def set_(binding: str) -> str:
+    return f"{TRAIN} --set {shlex.quote(binding)}"
+
+
+CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
+    "unknown key": (None, set_("OptimConfig.peak_lrr = 1"), "did you mean 'peak_lr'?"),
+    "unknown section": (None, set_("OptmConfig.peak_lr = 1"), "did you mean 'OptimConfig'?"),
+    "wrong type": (None, set_("DataConfig.seq_len = 'x'"), "must be of type int, got 'x'"),
+    "out of range": (None, set_("OptimConfig.peak_lr = -1"), "must be > 0, got -1"),
+    "heads": (None, set_("ModelConfig.num_heads = 3"), "a multiple of num_heads=3"),
+    "kv heads": (None, set_("ModelConfig.num_kv_heads = 3"), "a divisor of num_heads=2, got 3"),
+    "batch and mesh": (None, set_("DataConfig.batch_size = 12"), "not divisible by the mesh's data x fsdp = 8 x 1"),
+    "mesh and devices": (None, set_("MeshConfig.data = 3"), "needs 3 devices, found 8; set one axis to -1"),
+    "mesh and width": (None, set_("MeshConfig.model = 8"), "num_heads=2 is not divisible by MeshConfig.model=8"),
+    "warmup": (None, set_("OptimConfig.warmup_steps = 9"), "below TrainConfig.num_steps=4, got 9"),
+    "group": (
+        None, set_("OptimConfig.groups = [@GroupConfig()]") + " --set \"GroupConfig.pattern = 'x'\"",
+        "must match the whole path of a parameter",
+    ),
+    "open bracket": (None, set_("DataConfig.corpora = ("), "not gin syntax"),
+    "no such config": (None, "train nowhere.gin", "cannot read config nowhere.gin: No such file"),
+    "config is a folder": (None, "train text", "cannot read config text: Is a directory"),
+    "missing include": (write("base.gin", 'include "gone.gin"\n'), TRAIN, "gone.gin, included by base.gin: No such"),
+    "include cycle": (
+        lambda: (write("base.gin", 'include "b.gin"')(), write("b.gin", 'include "base.gin"')()),
+        TRAIN, "base.gin includes itself, included by b.gin; remove one include",
+    ),
+    "config not UTF-8": (write("base.gin", b"# \xff\n"), TRAIN, "base.gin is not UTF-8 text (byte 2)"),
+    "weights zero": (None, set_("CorpusConfig.weight = 0"), "positive total weight"),
+    "weight negative": (None, set_("CorpusConfig.weight = -1"), "must be >= 0, got -1.0"),
+    "schedule's length": (
+        None, set_("DataConfig.weight_schedule = ((0, (1.0, 2.0)),)"), "one weight for each of 1 corpora, got (1.0, 2.0)",
+    ),
+    "schedule zero": (None, set_("DataConfig.weight_schedule = ((0, (0.0,)),)"), "weights >= 0 of a positive sum"),
+    "vocabulary and embedding": (
+        None, set_("TokenizerConfig.vocab_size = 400"), "at most ModelConfig.vocab_size=320",
+    ),
+}  # fmt: skip
+
+GIVEN = "TokenizerConfig.path = 'runs/done/tokenizer.model'"
+
+DATA: dict[str, tuple[Setup | None, str, str]] = {
+    "no file matches": (None, set_("CorpusConfig.source = 'no/*.txt'"), "no file matches 'no/*.txt': give"),
+    "empty file": (write("text/a.txt", ""), TRAIN, "text/a.txt: the file is empty: put text in it or leave it out"),
+    "invalid UTF-8": (write("text/a.txt", b"ab\xff"), TRAIN, "text/a.txt: invalid UTF-8 at byte 2: convert"),
+    "broken parquet": (write("text/a.parquet", b"PAR1"), TRAIN, "text/a.parquet: broken parquet"),
+    "truncated gzip": (truncated_gzip, TRAIN, "text/more.jsonl.gz: broken or truncated gzip"),
+    "truncated zst": (truncated_zst, TRAIN, "text/more.jsonl.zst: cannot be read (Truncated"),
+    "no field": (write("text/a.jsonl", '{"body": "x"}\n'), TRAIN, "text/a.jsonl:1: no field 'text' among: body; set"),
+    "not JSON": (write("text/a.jsonl", "x\n"), TRAIN, "text/a.jsonl:1: not JSON"),
+    "too few tokens": (
+        None, set_("DataConfig.batch_size = 8000"), "but one batch takes 8000: give more text, or set a smaller",
+    ),
+    "no validation text": (one_document, set_("DataConfig.valid_frac = 1e-9"), "validation split has no text"),
+    "no training text": (one_document, set_("DataConfig.valid_frac = 0.999999999"), "training split has no text"),
+    "cache is a file": (None, set_("DataConfig.cache_dir = 'base.gin'"), "base.gin: cannot be written"),
+    "tokenizer missing": (None, set_("TokenizerConfig.path = 'x.model'"), "tokenizer x.model: cannot be read (No such"),
+    "tokenizer truncated": (cut("runs/done/tokenizer.model"), set_(GIVEN), "damaged, or no SentencePiece model"),
+    "tokenizer garbage": (write("runs/done/tokenizer.model", b"garbage"), set_(GIVEN), "damaged, or no SentencePiece"),
+    "tokenizer's vocabulary": (
+        None, set_(GIVEN) + " --set TokenizerConfig.vocab_size=310", "has 320 pieces, but TokenizerConfig.vocab_size is 310",
+    ),
+    "vocabulary too large for the text": (
+        None, set_("TokenizerConfig.vocab_size = 9000") + " --set ModelConfig.vocab_size=9000", "cannot be trained on this text",
+    ),
+    "cached tokenizer altered": (
+        alter("data/tokenizers/*/tokenizer.model"), TRAIN, "not the one that the data was made with",
+    ),
+    "cached tokenizer truncated": (cut("data/tokenizers/*/tokenizer.model"), TRAIN, "damaged: delete it and run again"),
+}  # fmt: skip
+
+DONE = "train base.gin --run runs/done"
+
+RUNS: dict[str, tuple[Setup | None, str, str]] = {
+    "finished": (None, DONE, "runs/done is finished (4 updates): see runs/done/report.html, or start another"),
+    "another config": (
+        None, DONE + " --set OptimConfig.peak_lr=0.5 --set ModelConfig.ffn_dim=8",
+        "another config: model.ffn_dim 16 -> 8, optim.peak_lr 0.01 -> 0.5; choose another with --run DIR",
+    ),
+    "other text": (
+        unfinished(write("text/a.txt", "more")), DONE, "runs/done was trained on other data",
+    ),
+    "a file": (None, "train base.gin --run base.gin", "base.gin is a file; choose another with --run DIR"),
+    "below a file": (None, "train base.gin --run base.gin/x", "base.gin is a file; choose another"),
+    "not empty": (None, "train base.gin --run text", "text is not empty and holds no run (no config.json)"),
+    "config.json damaged": (write("runs/done/config.json", "{"), DONE, "config.json is damaged"),
+    "config.json a list": (write("runs/done/config.json", "[]"), DONE, "damaged (no JSON object); put a copy of it back"),
+    "config.json of another version": (
+        replace("runs/done/config.json", '"norm_eps"', '"norm_epz"'), DONE, "did you mean 'norm_eps'?",
+    ),
+    "summary.json damaged": (write("runs/done/summary.json", b"\xff"), DONE, "summary.json is damaged"),
+    "summary.json a list": (write("runs/done/summary.json", "[1]"), DONE, "delete it, then run again"),
+    "telemetry damaged": (
+        unfinished(replace("runs/done/telemetry.jsonl", '{"kind": "train", "step": 2', "#")), DONE,
+        "telemetry.jsonl:2 is damaged: b'#",
+    ),
+    "telemetry of another kind": (
+        unfinished(replace("runs/done/telemetry.jsonl", '"step": 2', '"stop": 2')), DONE, "delete this line, then run again",
+    ),
+}  # fmt: skip
+
+GENERATE = "generate runs/done la"
+
+USES: dict[str, tuple[Setup | None, str, str]] = {
+    "generate: no folder": (None, "generate runs/x la", "runs/x does not exist; pass a directory that `jaxlm train` made"),
+    "eval: no folder": (None, "eval runs/x", "runs/x does not exist"),
+    "generate: no run": (None, "generate text la", "text is no run directory: it has no config.json"),
+    "eval: a file": (None, "eval base.gin", "base.gin is no run directory"),
+    "no checkpoint": (lambda: shutil.rmtree("runs/done/checkpoints"), GENERATE, "has no checkpoint yet"),
+    "all damaged": (damage_checkpoints, GENERATE, "all checkpoints in runs/done/checkpoints are damaged"),
+    "all damaged, eval": (damage_checkpoints, "eval runs/done", "are damaged"),
+    "damaged config": (write("runs/done/config.json", "{"), GENERATE, "config.json is damaged"),
+    "no tokenizer": (lambda: Path("runs/done/tokenizer.model").unlink(), GENERATE, "tokenizer.model: cannot be read"),
+    "tokenizer altered": (alter("runs/done/tokenizer.model"), GENERATE, "not the one that the data was made with"),
+    "tokens": (None, GENERATE + " --tokens 0", "--tokens must be >= 1, got 0"),
+    "top-p": (None, GENERATE + " --top-p 2", "--top-p must be above 0, at most 1, got 2.0"),
+    "top-k": (None, GENERATE + " --top-k -1", "--top-k must be >= 0, got -1"),
+    "temperature": (None, GENERATE + " --temperature nan", "--temperature must be >= 0, got nan"),
+    "seed": (None, GENERATE + " --seed x", "argument --seed: invalid int value: 'x'; see `jaxlm generate --help`"),
+}  # fmt: skip
+
+FLAGS: dict[str, tuple[Setup | None, str, str]] = {
+    "unknown command": (None, "trian base.gin", "unknown command 'trian'; did you mean 'train'?"),
+    "no command": (None, "", "required: COMMAND; see `jaxlm --help`"),
+    "no config": (None, "train", "required: config; see `jaxlm train --help`"),
+    "unknown flag": (None, TRAIN + " --dry-rum", "jaxlm train has no argument '--dry-rum'; did you mean '--dry-run'?"),
+    "unknown verb": (None, "data prepar base.gin", "invalid choice: 'prepar'"),
+    "devices": (None, TRAIN + " --cpu-devices 0", "--cpu-devices must be >= 1, got 0"),
+    "coordinator alone": (None, TRAIN + " --coordinator a:1", "go together; give all three"),
+    "process alone": (None, TRAIN + " --process-id 0", "go together; give all three"),
+    "no port": (
+        None, TRAIN + " --coordinator a --num-processes 2 --process-id 0", "--coordinator must be HOST:PORT",
+    ),
+    "no processes": (None, TRAIN + " --coordinator a:1 --num-processes 0 --process-id 0", "must be >= 1, got 0"),
+    "process id": (
+        None, TRAIN + " --coordinator a:1 --num-processes 2 --process-id 2", "--process-id must be in 0..1, got 2",
+    ),
+}  # fmt: skip
+
+TABLES = {"config": CONFIGS, "data": DATA, "run": RUNS, "use": USES, "flag": FLAGS}
+
+
+@pytest.mark.usefixtures("workshop")
+@pytest.mark.parametrize(
+    ("setup", "command", "expected"),
+    [pytest.param(*row, id=f"{table}: {name}") for table, rows in TABLES.items() for name, row in rows.items()],
+)
+def test_is_one_clear_line_and_nothing_is_written_or_lost(
+    capfd: pytest.CaptureFixture[str], setup: Setup | None, command: str, expected: str
+) -> None:
+    if setup:
+        setup()
+    assert expected in refused(shlex.split(command), capfd)
+    assert not Path("runs/new").exists()
+
+
+def test_bad_text_leaves_no_trace_of_a_cache_that_was_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write("text/z.txt", b"\xff")()
+    assert "invalid UTF-8 at byte 0" in refused(["data", "prepare", "base.gin"], capfd)
+    assert [p.name for p in Path("data").iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("workshop")
+@pytest.mark.parametrize("prompt", ["", "a\udcff\udcc3b", "é\x00\n"])
+def test_any_prompt_is_continued(capfd: pytest.CaptureFixture[str], prompt: str) -> None:
+    assert main(["generate", "runs/done", prompt, "--tokens", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(prompt.encode(errors="replace").decode())
+    assert err == ""
+
+
+@pytest.mark.usefixtures("workshop")
+@pytest.mark.parametrize("text", [CONFIG, 'include "base.gin"\n'])
+def test_damage_that_can_be_mended_alone_is(capfd: pytest.CaptureFixture[str], text: str) -> None:
+    """A damaged memory of hashes is a cache's own affair, and a torn last row a killed run's."""
+    unfinished()()
+    only("data/sources/*.json").write_text("{")
+    with open("runs/done/telemetry.jsonl", "a") as file:
+        file.write('{"kind": "tr')
+    write("top.gin", text)()
+    assert main(["train", "top.gin", "--run", "runs/done"]) == 0, capfd.readouterr()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder as a newcomer has it: some text, a config, a prepared cache and a run; and bad luck."""
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxlm.cli.main import main
+from tests.jaxlm.data.corpora import write_jsonl
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+ModelConfig.vocab_size = 320
+ModelConfig.num_layers = 1
+ModelConfig.embed_dim = 16
+ModelConfig.num_heads = 2
+ModelConfig.ffn_dim = 16
+DataConfig.corpora = [@CorpusConfig()]
+CorpusConfig.name = "text"
+CorpusConfig.source = "text"
+DataConfig.seq_len = 32
+DataConfig.batch_size = 8
+DataConfig.valid_frac = 0.2
+TokenizerConfig.vocab_size = 320
+OptimConfig.peak_lr = 1e-2
+TrainConfig.num_steps = 4
+TrainConfig.checkpoint_every = 2
+TrainConfig.sample_prompts = ("la ",)
+TrainConfig.sample_tokens = 4
+"""
+
+
+def furnish(folder: Path) -> None:
+    """text/docs.jsonl and base.gin; all paths are relative to the folder."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 9))) for _ in range(300)]
+    texts = [" ".join(rng.choices(words, k=rng.choice([3, 10, 60, 200]))) for _ in range(150)]
+    write_jsonl(folder / "text" / "docs.jsonl", texts)
+    (folder / "base.gin").write_text(CONFIG)
+
+
+def tree(*roots: str) -> dict[str, str]:
+    """Every path below the folders, with the sha256 of each file; lock files hold nothing."""
+    paths = [p for root in roots for p in Path(root).rglob("*") if p.name != ".lock"]
+    hashed = lambda p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder"
+    return {str(p): hashed(p) for p in paths}
+
+
+def refused(argv: list[str], capfd: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The one line on stderr of a command that must fail and leave everything as it was."""
+    before = tree("data", "runs")
+    capfd.readouterr()
+    assert main(argv) == code
+    err = capfd.readouterr().err
+    assert err.startswith("jaxlm: error: "), err
+    assert err.count("\n") == 1, err
+    after = tree("data", "runs")
+    assert {path: after.get(path) for path in before} == before, "something was lost or altered"
+    added = [path for path in after.keys() - before.keys() if not path.startswith("data/")]
+    assert not added and not list(Path().glob("data/.unfinished*")), added
+    return err
+
+
+def process(*argv: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    """A real `jaxlm` in the current folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "jaxlm.cli.main", *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[None]:
+    """A disk of its own at `path`, of few kilobytes; skips the test where none can be mounted."""
+    path.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def remount(path: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
