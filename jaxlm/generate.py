@@ -26,7 +26,13 @@ class Sampling:
     top_p: float = 1.0  # only the likeliest that together hold this probability, arXiv:1904.09751
 
 
-def draw(rng: jax.Array, logits_BV: jax.Array, temperature, top_k, top_p) -> jax.Array:
+def draw(
+    rng: jax.Array,
+    logits_BV: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+) -> jax.Array:
     """One token id per row, int32 (B,).  The three settings are traced scalars (see Sampling)."""
     V = logits_BV.shape[-1]
     scaled_BV = logits_BV / jnp.where(temperature > 0, temperature, 1.0)

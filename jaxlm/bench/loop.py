@@ -6,12 +6,14 @@ import io
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.monitoring
 
 from jaxlm.bench.step import set_up, time_steps
 from jaxlm.config import RunConfig, resolve
+from jaxlm.core.types import Metrics
 from jaxlm.data.prepare import prepare
 from jaxlm.telemetry.display import make_display
 from jaxlm.telemetry.writer import latest_rows
@@ -50,28 +52,30 @@ def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
     }
 
 
+class _CountingRun(Run):
+    """Notes how many programs were compiled by the time of each report."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.num_compiled, self.at_report = 0, list[int]()
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.num_compiled += "backend_compile" in event
+
+    def report(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
+        self.at_report.append(self.num_compiled)
+        super().report(step, metrics, data_wait_s)
+
+
 def _loop_once(config: RunConfig) -> tuple[list[float], int]:
     """(seconds of each update, compilations once the loop had its first metrics) of a whole run."""
-    compiled: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, _, **__: compiled.append(name) if "backend_compile" in name else None
-    )
-    data = prepare(config.data)
+    data, display = prepare(config.data), make_display(10, io.StringIO())
     with tempfile.TemporaryDirectory() as folder:
-        display = make_display(10, io.StringIO())
-        run = Run(config, resolve(config, jax.device_count()), data, Path(folder), display)
-        before: list[int] = []
-        report = run.report
-
-        def counted(*args) -> None:
-            before.append(len(compiled))
-            report(*args)
-
-        run.report = counted  # type: ignore[method-assign]
+        run = _CountingRun(config, resolve(config, jax.device_count()), data, Path(folder), display)
         with on_mesh(run.trainer.mesh), StopRequest() as stop:
             train(run, stop)
         run.close()
         rows = latest_rows(Path(folder), "train")
-    return [row["perf/step_time_s"] for row in rows if "perf/step_time_s" in row], before[
-        -1
-    ] - before[0]
+    seconds = [row["perf/step_time_s"] for row in rows if "perf/step_time_s" in row]
+    return seconds, run.at_report[-1] - run.at_report[0]

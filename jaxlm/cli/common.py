@@ -5,6 +5,7 @@ import argparse
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from jaxlm.core.errors import ConfigError
 
@@ -71,7 +72,7 @@ def set_up_devices(args: argparse.Namespace) -> None:
     _find_devices(jax)
 
 
-def _find_devices(jax) -> None:
+def _find_devices(jax: Any) -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as e:  # jax asserts when a platform's plugin is missing
@@ -93,7 +94,7 @@ def _is_cluster_job() -> bool:
     )
 
 
-def _join(jax, **where) -> None:
+def _join(jax: Any, **where: Any) -> None:
     try:
         # heartbeat: how soon a killed peer is noticed; its default of 100 s is rented time
         jax.distributed.initialize(

@@ -5,6 +5,8 @@ import argparse
 import sys
 
 from jaxlm.cli.common import add_config_arguments
+from jaxlm.data.config import DataConfig
+from jaxlm.data.prepared import PreparedData
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(args: argparse.Namespace, config, data) -> None:
+def _inspect(args: argparse.Namespace, config: DataConfig, data: PreparedData) -> None:
     from jaxlm.data.loader import BatchSource
     from jaxlm.data.tokenizer import load_tokenizer
 
@@ -64,7 +66,7 @@ def _inspect(args: argparse.Namespace, config, data) -> None:
             print(f"[{segment}] {text!r}")
 
 
-def _tokenize(args: argparse.Namespace, data) -> None:
+def _tokenize(args: argparse.Namespace, data: PreparedData) -> None:
     from jaxlm.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(data.tokenizer_path)

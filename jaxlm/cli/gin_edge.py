@@ -7,7 +7,7 @@ behind.  `OptimConfig.peak_lr = 3e-4` sets a field of the one OptimConfig in the
 `width = 64` defines a macro that `%width` reads; `include "base.gin"` reads another file first.
 """
 
-import dataclasses
+import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from gin import config_parser
 
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
-from jaxlm.core.typed import coerce, field_types, from_dict, nearest
+from jaxlm.core.typed import coerce, field_types, from_dict, is_config, nearest
 
 
 class _Reference(NamedTuple):
@@ -79,10 +79,11 @@ class _Statements:
                     self._bind(s, where)
                 elif not isinstance(s, config_parser.BlockDeclaration):
                     raise ConfigError(f"{where}: only bindings and include are allowed, not import")
-        except (SyntaxError, ValueError) as e:
+        except (SyntaxError, ValueError, tokenize.TokenError) as e:
             if isinstance(e, ConfigError):
                 raise
-            line = f":{e.lineno}" if including and getattr(e, "lineno", None) else ""
+            line_number = getattr(e, "lineno", None)
+            line = f":{line_number}" if including and line_number else ""
             reason = str(e.args[0] if e.args else e).splitlines()[0]
             raise ConfigError(
                 f"{origin}{line}: not gin syntax: {reason} (strings need quotes)"
@@ -128,7 +129,7 @@ class _Builder:
                     )
                 except ConfigError as e:
                     raise ConfigError(f"{where}: {e}") from e
-            elif dataclasses.is_dataclass(declared):
+            elif is_config(declared):
                 values[name] = self.build(declared)
         return from_dict(cls, values)
 
@@ -155,7 +156,7 @@ def _classes(root: type = RunConfig) -> dict[str, type]:
     found = {root.__name__: root}
     for declared in field_types(root).values():
         for cls in (declared, *getattr(declared, "__args__", ())):
-            if dataclasses.is_dataclass(cls):
+            if is_config(cls):
                 found |= _classes(cls)
     return found
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.telemetry.display import make_display
     from jaxlm.train.session import describe, describe_memory, run_training, summary_table
 
-    stream = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")  # noqa: SIM115
+    stream = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")
     display = make_display(config.train.log_every, stream)
     if args.dry_run:
         display.table("run", describe(resolve(config, jax.device_count())))

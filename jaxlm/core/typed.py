@@ -7,11 +7,9 @@ import math
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard
 
 from jaxlm.core.errors import ConfigError
-
-T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,13 +19,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
+def is_config(declared: Any) -> TypeGuard[type]:
+    """Whether a declared type is a config dataclass."""
+    return isinstance(declared, type) and dataclasses.is_dataclass(declared)
+
+
 def field_types(cls: type) -> dict[str, Any]:
     """Name -> declared type of every field of a config dataclass."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
+def from_dict(cls: Any, values: dict[str, Any], path: str = "") -> Any:
     """Builds a config dataclass from plain values, e.g. a parsed config.json.
 
     Raises ConfigError, naming the field, for an unknown or missing field or a value of another type.
@@ -58,7 +61,7 @@ def coerce(value: Any, declared: Any, path: str) -> Any:
     Raises ConfigError for anything that would be a guess (a string for a number, 1e4 for an int).
     """
     origin, args = typing.get_origin(declared), typing.get_args(declared)
-    if dataclasses.is_dataclass(declared):
+    if is_config(declared):
         if isinstance(value, declared):
             return value
         if isinstance(value, dict):

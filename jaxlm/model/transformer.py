@@ -145,6 +145,9 @@ class Model:
     def _module(self) -> Transformer:
         return Transformer(self.config)
 
+    def _call(self, method: str, params: Params, *inputs: Any) -> Any:
+        return self._module.apply({"params": params}, *inputs, method=method)
+
     def _boxed_init(self, rng: jax.Array) -> Params:
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
         return self._module.init(rng, tokens_BT, tokens_BT)["params"]
@@ -157,7 +160,11 @@ class Model:
         return jax.tree.map(tuple, specs, is_leaf=lambda s: isinstance(s, jax.P))
 
     def apply(
-        self, params: Params, tokens_BT: jax.Array, positions_BT=None, segment_ids_BT=None
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states (B, T, D), in the compute dtype.
 
@@ -167,11 +174,11 @@ class Model:
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         inputs = (tokens_BT, positions_BT, segment_ids_BT)
-        return self._module.apply({"params": params}, *inputs, method="hidden")[0]
+        return self._call("hidden", params, *inputs)[0]
 
     def output_matrix(self, params: Params) -> jax.Array:
         """(V, D), f32: the embedding's table when tied."""
-        return self._module.apply({"params": params}, method="output_matrix")
+        return self._call("output_matrix", params)
 
     def logits(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
         """f32 logits (B, T, V) of hidden states, soft-capped when the config says so."""
@@ -196,4 +203,4 @@ class Model:
         """Hidden states of tokens that continue each row at position offset_B, and the new cache."""
         positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         inputs = (tokens_BT, positions_BT, None, caches, offset_B)
-        return self._module.apply({"params": params}, *inputs, method="hidden")
+        return self._call("hidden", params, *inputs)

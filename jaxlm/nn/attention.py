@@ -5,7 +5,8 @@ Legend: B batch  T query positions  S key positions  D model width  N query head
         H head width
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,7 +30,7 @@ class Where(NamedTuple):
 
     rope: tuple[jax.Array, jax.Array]  # tables of nn/rope.py
     segment_ids_BT: jax.Array | None  # packed rows
-    offset_B: jax.Array | None  # position of the first query, when a cache is given
+    offset_B: Any  # int32 (B,): position of the first query, when a cache is given
 
 
 class Attention(nn.Module):
@@ -72,10 +73,10 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)
         q_BTNH = nn.with_logical_constraint(q_BTNH, ("batch", "seq", "heads", "head_dim"))
 
-        mask = dict(window=self.window, softcap=self.softcap, sinks_N=sinks_N)
+        mask: dict[str, Any] = dict(window=self.window, softcap=self.softcap, sinks_N=sinks_N)
         if cache is None:
-            ids = where.segment_ids_BT
-            ids = None if ids is None else (ids, ids)
+            ids_BT = where.segment_ids_BT
+            ids = None if ids_BT is None else (ids_BT, ids_BT)
             out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids=ids, impl=self.impl, **mask)
         else:
             cache = KVCache(*map(_write_at(where.offset_B), cache, (k_BTKH, v_BTKH)))
@@ -83,7 +84,7 @@ class Attention(nn.Module):
         return linear(out_BTNH, wo_NHD, num_inputs=2), cache
 
 
-def _write_at(offset_B: jax.Array):
+def _write_at(offset_B: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Writes new rows (B, T, ...) into slots (B, S, ...) from each batch element's offset on."""
     write_row = lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(slots, new, at, axis=0)
     return lambda slots, new: jax.vmap(write_row)(slots, new.astype(slots.dtype), offset_B)

@@ -11,6 +11,7 @@
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,4 +42,5 @@ def param(
     axes: tuple[str, ...],
 ) -> jax.Array:
     """Declares an f32 parameter whose dimensions carry logical axis names (sharding/rules.py)."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    boxed: Any = nn.with_logical_partitioning(init, axes)
+    return module.param(name, boxed, shape, jnp.float32)

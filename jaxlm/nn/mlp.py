@@ -7,6 +7,8 @@
 Legend: B batch  T positions  D model width  F MLP width
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ def _gelu_grad(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 
 gelu.defvjp(lambda x: (nn.gelu(x), x), _gelu_grad)
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "geglu": gelu,
     "swiglu": nn.silu,

@@ -4,6 +4,8 @@
 Legend: B batch over all processes  T positions
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -14,7 +16,7 @@ from jaxlm.sharding.rules import ROWS
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
     """The span of rows that this process's devices hold of a global batch."""
     spans = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,)).values()
-    bounds = [index[0].indices(batch_size) for index in spans]
+    bounds = [index[0].indices(batch_size) for index in spans if index is not None]
     return slice(min(lo for lo, _, _ in bounds), max(hi for _, hi, _ in bounds))
 
 
@@ -25,7 +27,7 @@ def to_global(
     sharding = NamedSharding(mesh, ROWS)
 
     def place(local: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             lo, hi, _ = index[0].indices(batch_size)
             return local[lo - rows.start : hi - rows.start]
 

@@ -29,7 +29,7 @@ ROWS = PartitionSpec(("data", "fsdp"))  # a batch: rows split, positions whole
 
 def spec(axes: tuple[str, ...]) -> PartitionSpec:
     """Mesh axes of an array with these logical axes."""
-    return nn.logical_to_mesh_axes(axes, RULES)
+    return nn.logical_to_mesh_axes(axes, RULES) or PartitionSpec()
 
 
 def shardings(axes_tree: Any, mesh: Mesh) -> Any:

@@ -18,7 +18,7 @@ from jaxlm.config import Resolved, RunConfig
 from jaxlm.core.errors import NonFiniteError
 from jaxlm.core.types import Batch, Metrics
 from jaxlm.data.loader import BatchSource
-from jaxlm.data.prepare import PreparedData
+from jaxlm.data.prepared import PreparedData
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.generate import Generator, Sampling
 from jaxlm.sharding.feed import local_rows, to_global

@@ -150,7 +150,7 @@ def append_json(path: Path, row: dict[str, Any]) -> None:
 def environment(**facts: Any) -> dict[str, Any]:
     """What env.json records: code, versions and machine, and the facts given."""
     packages = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in packages:
         try:
             versions[name] = metadata.version(name)

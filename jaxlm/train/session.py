@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 from jaxlm.config import Resolved, RunConfig, resolve
 from jaxlm.core.canonical import write_atomic, write_json_atomic
 from jaxlm.core.errors import NonFiniteError
-from jaxlm.data.prepare import PreparedData, prepare
+from jaxlm.data.prepare import prepare
+from jaxlm.data.prepared import PreparedData
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
 from jaxlm.model.transformer import Model

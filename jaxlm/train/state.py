@@ -40,13 +40,13 @@ def make_init(
     return init
 
 
-def state_shardings(model: Model, state: TrainState, mesh: Mesh) -> TrainState:
-    """Where each leaf lives.  `state` may be abstract.
+def state_shardings(model: Model, state: TrainState, mesh: Mesh) -> Any:
+    """Where each leaf lives: a TrainState of NamedShardings.  `state` may be abstract.
 
     An optimizer's moment has its parameter's path as the end of its own, and its shape; it is
     split like the parameter.  Whatever has no such twin (counters, factored moments) is replicated.
     """
-    replicated = NamedSharding(mesh, PartitionSpec())
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
     params = shardings(model.axes(), mesh)
     twins = {
         path: (leaf.shape, sharding)

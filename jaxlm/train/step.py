@@ -6,6 +6,7 @@ Legend: B batch  T positions  M micro-batches
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxlm.train.state import Hparams, Optimizer, TrainState
 
 LossFn = Callable[[Params, Batch], LossSums]
 Schedule = Callable[[jax.Array, Hparams], jax.Array]  # share of the peak learning rate
+Gradient = tuple[Params, LossSums]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -61,7 +63,9 @@ def make_train_step(
     return step
 
 
-def _accumulate(gradient: Callable, batch: Batch, num_micro_batches: int):
+def _accumulate(
+    gradient: Callable[[Batch], Gradient], batch: Batch, num_micro_batches: int
+) -> Gradient:
     """Sums (gradient, loss sums) over the parts of a batch, one part in memory at a time."""
     if num_micro_batches == 1:
         return gradient(batch)
@@ -70,7 +74,7 @@ def _accumulate(gradient: Callable, batch: Batch, num_micro_batches: int):
         # part m takes rows m, m + M, ...: each device cuts the rows that it already holds
         return x_BT.reshape(-1, num_micro_batches, *x_BT.shape[1:]).swapaxes(0, 1)
 
-    def add(total, part: Batch):
+    def add(total: Gradient, part: Batch) -> tuple[Gradient, None]:
         return jax.tree.map(jnp.add, total, gradient(part)), None
 
     parts_MBT = jax.tree.map(split, batch)
@@ -79,7 +83,7 @@ def _accumulate(gradient: Callable, batch: Batch, num_micro_batches: int):
     return jax.lax.scan(add, zeros, parts_MBT)[0]
 
 
-def jit_train_step(step: Step, mesh: Mesh, shardings: TrainState) -> Step:
+def jit_train_step(step: Step, mesh: Mesh, shardings: Any) -> Step:
     """Compiles the step for a mesh: shardings in and out, the old state's memory reused."""
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(

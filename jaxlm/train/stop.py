@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from types import TracebackType
+from typing import Any
 
 import jax
 from jax._src import distributed  # the key-value store has no public name
@@ -34,7 +35,8 @@ class StopRequest:
         self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         ignore = lambda *_: None  # the thread acts; Python only must not die of the signal
         self._old = {s: signal.signal(s, ignore) for s in (signal.SIGTERM, signal.SIGINT)}
-        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
@@ -47,6 +49,8 @@ class StopRequest:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._write.close()  # ends the thread
+        self._thread.join()
+        self._read.close()
 
     def _listen(self) -> None:
         while received := self._read.recv(1):
@@ -61,7 +65,7 @@ class StopRequest:
         """Whether to stop now, before update step + 1.  All processes answer alike at every step."""
         if jax.process_count() == 1:
             return self.signal is not None
-        client = distributed.global_state.client
+        client: Any = distributed.global_state.client
         if self.signal is not None and not self._has_asked:
             self._has_asked = True
             client.key_value_set(f"{STOP_KEYS}{jax.process_index()}", str(step + LEAD))

@@ -4,7 +4,7 @@
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  H head width
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -44,8 +44,8 @@ def attention(
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} kv heads")
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    masks = dict(causal=causal, window=window, segment_ids=segment_ids, q_offset=q_offset)
-    scores = dict(scale=scale, softcap=softcap, sinks_N=sinks_N)
+    masks: dict[str, Any] = dict(causal=causal, window=window, segment_ids=segment_ids, q_offset=q_offset)
+    scores: dict[str, Any] = dict(scale=scale, softcap=softcap, sinks_N=sinks_N)
     if impl == "auto":
         impl = (
             "xla" if xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=q_offset) else "reference"

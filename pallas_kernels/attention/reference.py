@@ -73,6 +73,7 @@ def attention(
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
 
     peak_BKGT1 = jnp.max(scores_BKGTS, axis=-1, keepdims=True)
+    sinks_1KG11 = None
     if sinks_N is not None:
         sinks_1KG11 = sinks_N.astype(f32).reshape(1, K, N // K, 1, 1)
         peak_BKGT1 = jnp.maximum(peak_BKGT1, sinks_1KG11)
@@ -80,7 +81,7 @@ def attention(
     peak_BKGT1 = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak_BKGT1), peak_BKGT1, 0.0))
     weights_BKGTS = jnp.exp(scores_BKGTS - peak_BKGT1)
     total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
-    if sinks_N is not None:
+    if sinks_1KG11 is not None:
         total_BKGT1 += jnp.exp(sinks_1KG11 - peak_BKGT1)
     probs_BKGTS = weights_BKGTS / jnp.where(total_BKGT1 == 0, 1.0, total_BKGT1)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH)

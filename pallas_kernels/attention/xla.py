@@ -7,7 +7,7 @@ few blocks and slicing the keys for each leaves most of the hidden part uncomput
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  H head width
 """
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def attention(
     q_offset: jax.Array | int,
     window: int | None,
     segment_ids: tuple[jax.Array, jax.Array] | None,
-    **scores,
+    **scores: Any,
 ) -> jax.Array:
     """As reference.attention.  Raises ValueError where the blocks could skip nothing."""
     if not applies(q_BTNH, k_BSKH, causal=causal, q_offset=q_offset):
@@ -47,14 +47,15 @@ def attention(
         stop = min(start + block, T)
         first = 0 if window is None else max(0, start - window + 1)
         ids = segment_ids and (segment_ids[0][:, start:stop], segment_ids[1][:, first:stop])
-        attend = partial(reference.attention, causal=True, window=window, **scores)
-        outs.append(
-            attend(
-                q_BTNH[:, start:stop],
-                k_BSKH[:, first:stop],
-                v_BSKH[:, first:stop],
-                segment_ids=ids,
-                q_offset=start - first,
-            )
+        out = reference.attention(
+            q_BTNH[:, start:stop],
+            k_BSKH[:, first:stop],
+            v_BSKH[:, first:stop],
+            causal=True,
+            window=window,
+            segment_ids=ids,
+            q_offset=start - first,
+            **scores,
         )
+        outs.append(out)
     return jnp.concatenate(outs, axis=1)

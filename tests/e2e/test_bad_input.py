@@ -99,7 +99,8 @@ def damage_checkpoints() -> None:
 
 
 def one_document() -> None:
-    write("text/docs.jsonl", json.dumps({"text": "abc def " * 2000}) + "\n")()
+    texts = [json.loads(line)["text"] for line in Path("text/docs.jsonl").read_text().splitlines()]
+    write("text/docs.jsonl", json.dumps({"text": " ".join(texts)}) + "\n")()
 
 
 def truncated_gzip() -> None:

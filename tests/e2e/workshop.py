@@ -48,8 +48,12 @@ def furnish(folder: Path) -> None:
 
 
 def tree(*roots: str) -> dict[str, str]:
-    """Every path below the folders, with the sha256 of each file; lock files hold nothing."""
-    paths = [p for root in roots for p in Path(root).rglob("*") if p.name != ".lock"]
+    """Every path below the folders, with the sha256 of each file.
+
+    Left out: lock files, which hold nothing, and the cache's memory of the sources' hashes.
+    """
+    found = [p for root in roots for p in Path(root).rglob("*")]
+    paths = [p for p in found if p.name != ".lock" and p.parent.name != "sources"]
     hashed = lambda p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder"
     return {str(p): hashed(p) for p in paths}
 
