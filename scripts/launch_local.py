@@ -21,14 +21,7 @@ def main(argv: list[str]) -> int:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     joined = ["--coordinator", address, "--num-processes", str(num_processes)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "jaxlm.cli.main", *command, *joined, "--process-id", str(i)],
-            stdout=None if i == 0 else subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
-        )
-        for i in range(num_processes)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: object) -> None:
         for process in processes:
@@ -36,8 +29,16 @@ def main(argv: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
+    for i in range(num_processes):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxlm.cli.main", *command, *joined, "--process-id", str(i)],
+            stdout=None if i == 0 else subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
+        )
+        processes.append(process)
     codes = [process.wait() for process in processes]
-    return max(codes, key=abs)
+    code = next(filter(None, codes), 0)
+    return code if code >= 0 else 128 - code  # as a shell reports death by a signal
 
 
 if __name__ == "__main__":

@@ -33,6 +33,12 @@ class RunError(UserError):
     """A run directory that cannot be used as asked."""
 
 
+class PeerError(UserError):
+    """Another process of the same run has gone, so that this one cannot go on."""
+
+    exit_code = 75  # the same command again goes on from the last checkpoint
+
+
 class NonFiniteError(UserError):
     """The loss or the gradient stopped being finite; the refused update never touched the state."""
 

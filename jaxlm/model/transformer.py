@@ -94,7 +94,7 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed = Embed(c.vocab_size, c.embed_dim, jnp.dtype(c.compute_dtype))
+        self.embed = Embed(c.vocab_size, c.embed_dim, c.tied_embeddings, jnp.dtype(c.compute_dtype))
         self.layers = nn.scan(
             Period,
             variable_axes={"params": 0},

@@ -16,16 +16,20 @@ class Embed(nn.Module):
 
     vocab_size: int
     embed_dim: int
+    is_tied: bool
     dtype: jnp.dtype
 
     def setup(self) -> None:
         shape = (self.vocab_size, self.embed_dim)
-        self.table_VD = init.param(self, "table", init.embed(), shape, ("vocab", "embed"))
+        self.table_VD = init.param(
+            self, "table", init.embed(self.is_tied), shape, ("vocab", "embed")
+        )
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         # gathered over fsdp before the look-up: the partitioner would replicate its result instead
-        table_VD = nn.with_logical_constraint(self.table_VD.astype(self.dtype), ("vocab", None))
-        return jnp.take(table_VD, tokens_BT, axis=0)
+        table_VD = nn.with_logical_constraint(self.table_VD, ("vocab", None))
+        # rounded after the look-up: the gradient of a frequent token is then a sum in f32
+        return jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
 
 
 class Output(nn.Module):
@@ -37,4 +41,4 @@ class Output(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         shape = (self.vocab_size, self.embed_dim)
-        return init.param(self, "table", init.embed(), shape, ("vocab", "embed"))
+        return init.param(self, "table", init.output(), shape, ("vocab", "embed"))

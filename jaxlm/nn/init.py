@@ -3,7 +3,8 @@
 
 | parameter                     | distribution                               | why                          |
 |-------------------------------|--------------------------------------------|------------------------------|
-| embedding, output matrix      | normal, std 0.02                           | logits start near zero       |
+| embedding of its own          | normal, std 1                              | the stream starts at rms 1   |
+| output matrix, tied embedding | normal, std 0.02                           | logits start near zero       |
 | matrices that read a stream   | normal, std 1/sqrt(fan in)                 | keeps the scale of its input |
 | matrices that write residuals | normal, std 1/sqrt(fan in * 2 * layers)    | the sum over depth stays O(1)|
 | norm scales                   | ones                                       | starts as plain RMSNorm      |
@@ -17,13 +18,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-EMBED_STD = 0.02
 ones = nn.initializers.ones_init()
 zeros = nn.initializers.zeros_init()
 
 
-def embed() -> nn.initializers.Initializer:
-    return nn.initializers.normal(EMBED_STD)
+def embed(is_tied: bool) -> nn.initializers.Initializer:
+    return nn.initializers.normal(0.02 if is_tied else 1.0)
+
+
+def output() -> nn.initializers.Initializer:
+    return nn.initializers.normal(0.02)
 
 
 def reads(fan_in: int) -> nn.initializers.Initializer:

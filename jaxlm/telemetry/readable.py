@@ -22,7 +22,7 @@ def number(value: float | None, digits: int = 3, like: float | None = None) -> s
         if max(scale, 1e4) <= size < 1e15:
             return f"{value / scale:.{digits}g}{suffix}"
     if 1e-3 <= abs(value) < 1e4:
-        return f"{value:,.0f}" if size >= 1e3 else f"{value:.{digits}g}"
+        return f"{value:,.{max(digits, 4) if size >= 1e3 else digits}g}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

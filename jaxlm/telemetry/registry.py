@@ -22,25 +22,49 @@ class MetricSpec:
 
 
 METRICS: dict[str, MetricSpec] = {
-    "train/loss_nats": MetricSpec("nats/token", "lower", "token mean", "cross-entropy of the batch before the update"),
-    "train/z_loss": MetricSpec("nats^2/token", "none", "token mean", "squared log-normaliser, unweighted"),
-    "train/accuracy_frac": MetricSpec("fraction", "higher", "token mean", "positions whose likeliest token was right"),
+    "train/loss_nats": MetricSpec(
+        "nats/token", "lower", "token mean", "cross-entropy of the batch before the update"
+    ),
+    "train/z_loss": MetricSpec(
+        "nats^2/token", "none", "token mean", "squared log-normaliser, unweighted"
+    ),
+    "train/accuracy_frac": MetricSpec(
+        "fraction", "higher", "token mean", "positions whose likeliest token was right"
+    ),
     "train/tokens": MetricSpec("tokens", "none", "sum", "targets in the batch that count"),
-    "update/applied": MetricSpec("0 or 1", "higher", "global", "the update was finite and was applied"),
-    "grad/norm_l2": MetricSpec("nats/token", "none", "global", "norm of the whole gradient before clipping"),
+    "update/applied": MetricSpec(
+        "0 or 1", "higher", "global", "the update was finite and was applied"
+    ),
+    "grad/norm_l2": MetricSpec(
+        "nats/token", "none", "global", "norm of the whole gradient before clipping"
+    ),
     "param/norm_l2": MetricSpec("1", "none", "global", "norm of all parameters"),
-    "update/ratio_rms": MetricSpec("fraction", "none", "global", "rms of the update over rms of the parameters"),
+    "update/ratio_rms": MetricSpec(
+        "fraction", "none", "global", "rms of the update over rms of the parameters"
+    ),
     "optim/lr": MetricSpec("1", "none", "last", "learning rate of the update"),
     "data/tokens_seen": MetricSpec("tokens", "none", "sum", "counted targets since the run began"),
-    "data/epoch": MetricSpec("epochs", "none", "last", "passes over the training rows, over all corpora"),
-    "eval/bpb": MetricSpec("bits/byte", "lower", "global", "validation nats / (ln 2 * validation bytes)"),
+    "data/epoch": MetricSpec(
+        "epochs", "none", "last", "passes over the training rows, over all corpora"
+    ),
+    "eval/bpb": MetricSpec(
+        "bits/byte", "lower", "global", "validation nats / (ln 2 * validation bytes)"
+    ),
     "eval/loss_nats": MetricSpec("nats/token", "lower", "token mean", "validation cross-entropy"),
-    "eval/accuracy_frac": MetricSpec("fraction", "higher", "token mean", "validation positions predicted right"),
+    "eval/accuracy_frac": MetricSpec(
+        "fraction", "higher", "token mean", "validation positions predicted right"
+    ),
     "eval/tokens": MetricSpec("tokens", "none", "sum", "validation targets scored"),
     "eval/bytes": MetricSpec("bytes", "none", "sum", "text bytes those targets stand for"),
-    "perf/step_time_s": MetricSpec("s", "lower", "last", "wall time from one update's metrics to the next's"),
-    "perf/tokens_per_s": MetricSpec("tokens/s", "higher", "last", "positions trained per second, padding included"),
-    "perf/mfu_frac": MetricSpec("fraction", "higher", "last", "model FLOPs per second / peak of the devices"),
+    "perf/step_time_s": MetricSpec(
+        "s", "lower", "last", "wall time from one update's metrics to the next's"
+    ),
+    "perf/tokens_per_s": MetricSpec(
+        "tokens/s", "higher", "last", "positions trained per second, padding included"
+    ),
+    "perf/mfu_frac": MetricSpec(
+        "fraction", "higher", "last", "model FLOPs per second / peak of the devices"
+    ),
     "perf/data_wait_s": MetricSpec("s", "lower", "last", "time the loop waited for its batch"),
 }
 

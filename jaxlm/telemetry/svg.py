@@ -110,9 +110,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _scaled(points: Sequence[Point], is_log: bool) -> list[Point]:
+    """nan for what cannot be drawn: beyond +-1e100, too, where the arithmetic would overflow."""
     if is_log:
-        points = [(x, math.log10(y) if 0 < y < math.inf else math.nan) for x, y in points]
-    return [(x, y if math.isfinite(y) else math.nan) for x, y in points]
+        return [(x, math.log10(y) if 0 < y < 1e100 else math.nan) for x, y in points]
+    return [(x, y if abs(y) < 1e100 else math.nan) for x, y in points]
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:

@@ -57,8 +57,8 @@ class Checkpointer:
         """
         self.wait()
         path = self._path(step)
-        if (path / MANIFEST).exists():
-            return
+        if jax.process_index() == 0:  # a damaged one that was passed over is no checkpoint any more
+            (path / MANIFEST).unlink(missing_ok=True)
         try:
             self._orbax.save(path / "state", args=ocp.args.StandardSave(state), force=True)
         except (OSError, ValueError) as e:  # Orbax reports a full disk as ValueError

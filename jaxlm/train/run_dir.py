@@ -5,6 +5,7 @@ config.json  config.gin  env.json  tokenizer.model  telemetry.jsonl  checkpoints
 samples.jsonl  summary.json  report.html
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -67,9 +68,13 @@ def open_run_dir(path: Path, config: RunConfig, gin_text: str, data_id: str) -> 
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-        write_json_atomic(path / "config.json", config)
-        write_atomic(path / "config.gin", gin_text.encode())
+        with contextlib.ExitStack() as on_failure:
+            lock = on_failure.enter_context(open(path / ".lock", "a+", encoding="utf-8"))
+            _hold(lock, path)
+            write_json_atomic(path / "config.json", config)
+            write_atomic(path / "config.gin", gin_text.encode())
+            (path / "summary.json").unlink(missing_ok=True)  # of a part that ended; written last
+            on_failure.pop_all()
     except OSError as e:
         raise RunError(
             f"cannot write {path}: {e.strerror}; make room or choose another with --run DIR"
@@ -77,9 +82,8 @@ def open_run_dir(path: Path, config: RunConfig, gin_text: str, data_id: str) -> 
     return lock
 
 
-def _lock(path: Path) -> IO[str]:
-    """A lock that the kernel drops when the process ends, however it ends."""
-    lock = open(path / ".lock", "a+", encoding="utf-8")
+def _hold(lock: IO[str], path: Path) -> None:
+    """Takes a lock that the kernel drops when the process ends, however it ends."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,7 +95,6 @@ def _lock(path: Path) -> IO[str]:
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
-    return lock
 
 
 def _check_same_config(path: Path, config: RunConfig) -> None:

@@ -10,11 +10,10 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxlm.config import Resolved, RunConfig, resolve
 from jaxlm.core.canonical import write_atomic, write_json_atomic
@@ -30,6 +29,7 @@ from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.report import write_report
 from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.loop import Outcome, Run, train
+from jaxlm.train.processes import leaving_at_failure, main_first
 from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, open_run_dir
 from jaxlm.train.setup import build_trainer, on_mesh
 from jaxlm.train.stop import StopRequest
@@ -50,14 +50,11 @@ def run_training(
     resolved = resolve(config, jax.device_count())
     display.table("run", describe(resolved))
     group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
-    if is_main:
-        check_run_dir(run_dir, config)  # before the text is read, which can take long
-    data = _prepare(config, display)
-    lock = open_run_dir(run_dir, config, gin_text, data.data_id) if is_main else None
+    data, lock = main_first(lambda: _prepare(config, run_dir, gin_text, display))
     summary: Summary = {"status": "crashed", "step": None, "final": None}
     summary |= {"baselines": data.baselines, "resolved": describe(resolved)}
     try:
-        with display, StopRequest() as stop:
+        with leaving_at_failure(), display, StopRequest() as stop:
             outcome = _train(config, resolved, data, run_dir, display, stop)
         summary |= dataclasses.asdict(outcome)
         if is_main:
@@ -157,16 +154,15 @@ def _train(
         run.close()
 
 
-def _prepare(config: RunConfig, display: Display) -> PreparedData:
-    """Process 0 prepares, then the others find it done (or do the same, without a shared disk)."""
+def _prepare(
+    config: RunConfig, run_dir: Path, gin_text: str, display: Display
+) -> tuple[PreparedData, IO[str] | None]:
+    """Data, and in process 0 the lock of the run directory.  Without a shared disk all prepare."""
     is_main = jax.process_index() == 0
-    if not is_main:
-        multihost_utils.sync_global_devices("data prepared")
+    if is_main:
+        check_run_dir(run_dir, config)  # before the text is read, which can take long
     with display:
         data = prepare(config.data, progress=display.progress if is_main else None)
-    if is_main and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("data prepared")
-    if is_main:
-        for notice in data.notices:
-            display.note(notice)
-    return data
+    for notice in data.notices if is_main else ():
+        display.note(notice)
+    return data, open_run_dir(run_dir, config, gin_text, data.data_id) if is_main else None

@@ -108,6 +108,13 @@ def test_training_gives_the_same_bytes_in_another_process_and_prints_nothing(kin
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_indentation_is_one_piece(kind: str) -> None:
+    lines = "".join(f"{'    ' * (i % 3)}{text}\n" for i, text in enumerate(make_texts(0, 200)))
+    tokenizer = Tokenizer(train_tokenizer([lines], TokenizerConfig(vocab_size=340, kind=kind)), "m")
+    assert len(tokenizer.encode("    ")) == len(tokenizer.encode("        ")) == 1
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_too_little_text_for_the_vocabulary_is_one_line(kind: str) -> None:
     for texts in (["a few words only"], [], ["\n", ""]):
         with pytest.raises(TokenizerError, match=r"5000 pieces cannot be trained.*\)") as caught:

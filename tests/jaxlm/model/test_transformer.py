@@ -182,23 +182,24 @@ def test_every_dimension_of_every_parameter_has_a_logical_axis(overrides):
     assert model.axes()["layers"]["block_0"]["attention"]["wq"][0] == "layers"
 
 
-def test_initial_parameters_have_the_documented_scales():
-    model, _ = build(num_layers=8, embed_dim=64, ffn_dim=128, num_heads=8, head_dim=16)
+@pytest.mark.parametrize(("tied", "embed_std"), [(True, 0.02), (False, 1.0)])
+def test_initial_parameters_have_the_documented_scales(tied, embed_std):
+    sizes = {"num_layers": 8, "embed_dim": 64, "ffn_dim": 128, "num_heads": 8, "head_dim": 16}
+    model, _ = build(**sizes, tied_embeddings=tied)
     params = quick(model.init)(jax.random.key(0))
     block = params["layers"]["block_0"]
-    std = {
-        "table": (params["embed"]["table"], 0.02),
-        "wq": (block["attention"]["wq"], 64**-0.5),
-        "wk": (block["attention"]["wk"], 64**-0.5),
-        "wv": (block["attention"]["wv"], 64**-0.5),
-        "wo": (block["attention"]["wo"], (128 * 2 * 8) ** -0.5),
-        "w_up": (block["mlp"]["w_up"], 64**-0.5),
-        "w_gate": (block["mlp"]["w_gate"], 64**-0.5),
-        "w_down": (block["mlp"]["w_down"], (128 * 2 * 8) ** -0.5),
-    }
-    for name, (value, expected) in std.items():
-        # of n draws, the sample's deviation is off by 1/sqrt(2n): 2 % for the 1216 of the table
-        assert np.std(value) == pytest.approx(expected, rel=0.1), name
+    reads, writes = 64**-0.5, (128 * 2 * 8) ** -0.5  # both kinds of writes have a fan in of 128
+    deviations = [
+        (params["embed"]["table"], embed_std),
+        *((block["attention"][name], reads) for name in ("wq", "wk", "wv")),
+        *((block["mlp"][name], reads) for name in ("w_up", "w_gate")),
+        (block["attention"]["wo"], writes),
+        (block["mlp"]["w_down"], writes),
+    ]
+    deviations += [] if tied else [(params["output"]["table"], 0.02)]
+    for value, expected in deviations:
+        # of n draws, the sample's deviation is off by 1/sqrt(2n): 2 % for the 1216 of a table
+        assert np.std(value) == pytest.approx(expected, rel=0.1)
     assert np.all(block["mlp_norm"]["scale"] == 1)
     # no two layers start alike
     assert not np.array_equal(block["attention"]["wq"][0], block["attention"]["wq"][1])

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes of one run: how they begin together, and how none waits for one that failed.
+
+They talk through the coordinator's key-value store, which needs no device: a collective would
+give up on a process that prepares data for longer than its time limit.
+"""
+
+import atexit
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+from jax._src import distributed  # the key-value store has no public name
+
+from jaxlm.core.errors import NonFiniteError, PeerError, RunError, UserError
+
+T = TypeVar("T")
+OK = "ok"
+DAY_MS = 24 * 3600 * 1000  # as long as process 0 may take; should it die, JAX ends the others
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """Process 0 does `work`, then the others, who find what it made; returns once all have done it.
+
+    Raises what `work` raises, and in the other processes a RunError that quotes it.
+    """
+    client, me = distributed.global_state.client, jax.process_index()
+    if client is None:
+        return work()
+
+    def hear(process: int) -> None:
+        news = client.blocking_key_value_get(f"jaxlm/ready/{process}", DAY_MS)
+        if news != OK:
+            raise RunError(f"process {process} stopped: {news}")
+
+    if me > 0:
+        hear(0)
+    news = "see its own message"
+    try:
+        result = work()
+        news = OK
+    except UserError as error:
+        news = str(error)
+        raise
+    finally:
+        client.key_value_set(f"jaxlm/ready/{me}", news)
+    for process in range(jax.process_count()):
+        hear(process)
+    return result
+
+
+@contextlib.contextmanager
+def leaving_at_failure() -> Iterator[None]:
+    """Around what all processes do in step: one that fails in it ends without waiting for the rest.
+
+    A usual exit meets the others at JAX's last barrier and waits there for up to five minutes,
+    while they wait for this one inside a collective.  When it just goes, their connections break.
+
+    Raises PeerError where another process has gone.
+    """
+    try:
+        yield
+    except NonFiniteError:  # is raised in all processes at the same step
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        lost = any(name in str(error) for name in ("Gloo", "CoordinationService"))
+        code = PeerError.exit_code if lost else getattr(error, "exit_code", 1)
+        atexit.register(os._exit, code)  # runs when everything has been said
+        if lost:
+            line = str(error).splitlines()[0]
+            raise PeerError(
+                f"another process has gone; start them all again, to go on from the last checkpoint ({line})"
+            ) from error
+        raise
