@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text from a model: prefill a cache with the prompt, then one token at a time.
 
-Legend: B batch  T positions  V vocabulary
+Legend: B batch  T positions  D model width  V vocabulary
 """
 
 import dataclasses

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare = verbs.add_parser(
         "prepare", help="train the tokenizer, tokenise and pack, or reuse it"
     )
-    inspect = verbs.add_parser("inspect", help="show rows of a batch as text, documents apart")
+    inspect = verbs.add_parser(
+        "inspect", help="show rows of a batch as text: | edge of a document, … cut"
+    )
     tokenize = verbs.add_parser("tokenize", help="show how a text is cut into tokens")
     for verb in (prepare, inspect, tokenize):
         add_config_arguments(verb)
@@ -51,19 +53,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace, config: DataConfig, data: PreparedData) -> None:
+    from jaxlm.data.inspection import segments_of
     from jaxlm.data.loader import BatchSource
     from jaxlm.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(data.tokenizer_path)
     rows = slice(0, min(args.rows, config.batch_size))
     batch = BatchSource(data, config).batch(args.step, rows)
-    for r in range(rows.stop):
-        ids_T, tokens_T = batch["segment_ids"][r], batch["tokens"][r]
-        padding = int((ids_T == 0).sum())
-        print(f"--- row {r}: {ids_T.max()} segments, {padding} positions of padding")
-        for segment in range(1, ids_T.max() + 1):
-            text = tokenizer.decode(tokens_T[ids_T == segment].tolist())
-            print(f"[{segment}] {text!r}")
+    for segment in segments_of(batch, load_tokenizer(data.tokenizer_path)):
+        edges = ("|" if segment.starts_document else "…"), ("|" if segment.ends_document else "…")
+        print(
+            f"row {segment.row} [{segment.begin}:{segment.end}] {edges[0]}{segment.text!r}{edges[1]}"
+        )
 
 
 def _tokenize(args: argparse.Namespace, data: PreparedData) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch as a person reads it: each segment's place in its row, and its text."""
+"""A batch as a person reads it: each segment's place in its row, and its text.
+
+Legend: T positions
+"""
 
 import dataclasses
 

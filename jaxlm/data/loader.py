@@ -5,7 +5,7 @@ Row k of a corpus, counted over the whole training, is row `order[k]` of its sha
 is Grain's shuffle: a permutation computed index by index, another one in each epoch.  The mixture
 says which k a step takes.  Grain's threads read ahead.
 
-B batch (all hosts), T positions.
+Legend: B batch (all hosts)  T positions
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ A record is a row on disk: T + 1 tokens, then T bits that mark the last position
 Positions after the last mark are padding.  The target of position p is token p + 1, except that a
 segment that ends before T - 1 ends its document, so that its last target is the separator.
 
-B batch, T positions.
+Legend: B batch  T positions
 """
 
 import dataclasses

@@ -2,6 +2,7 @@
 """A matrix product with parameters of several dimensions.
 
 Legend: X leading dimensions of the input  I input dimensions  O output dimensions
+        R all leading dimensions in one
 """
 
 import math

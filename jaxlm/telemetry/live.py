@@ -39,7 +39,7 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def _print(self, *pieces: Piece) -> None:
-        self._console.print(Text.assemble(*pieces), soft_wrap=True)
+        self._console.print(Text.assemble(*pieces))
 
     def _task_shown(self, text: str, frac: float | None, is_new: bool) -> None:
         self._task_line = (text, frac)

@@ -5,8 +5,9 @@ Standard library only.
 """
 
 import os
-from html import escape
 from pathlib import Path
+
+from jaxlm.telemetry.readable import markup
 
 
 def page(title: str, body: str) -> str:
@@ -16,7 +17,7 @@ def page(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style></head>\n"
+        f"<title>{markup(title)}</title>\n<style>\n{css}</style></head>\n"
         f"<body>\n{body}\n<script>\n{js}</script></body></html>\n"
     )
 
@@ -25,7 +26,7 @@ def write_page(path: Path, html: str) -> None:
     """Replaces the file whole, so that a browser never loads half a page."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        tmp.write_text(html, encoding="utf-8", errors="replace")  # a lone surrogate from bad text
+        tmp.write_text(html, encoding="utf-8")
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers, times and foreign text as a person reads them.  Standard library only."""
+"""Numbers, times and foreign text, in the form that a person may see.  Standard library only."""
 
 import math
 import unicodedata
+from html import escape
 
 SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
@@ -59,3 +60,8 @@ def printable(text: str) -> str:
     clean = text.replace("\r\n", "\n").replace("\t", "    ")
     is_safe = (c == "\n" or unicodedata.category(c)[0] != "C" for c in clean)
     return "".join(c if safe else UNPRINTABLE for c, safe in zip(clean, is_safe, strict=True))
+
+
+def markup(text: str) -> str:
+    """The printable form of foreign text, escaped for HTML and SVG, attributes included."""
+    return escape(printable(text))

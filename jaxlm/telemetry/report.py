@@ -7,13 +7,12 @@ Standard library only.
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from jaxlm.telemetry.curves import centred_mean, points_of, thin
 from jaxlm.telemetry.page import page, write_page
-from jaxlm.telemetry.readable import duration, fixed, number, percent, printable
+from jaxlm.telemetry.readable import duration, fixed, markup, number, percent
 from jaxlm.telemetry.record import Run, read_run
 from jaxlm.telemetry.registry import spec_of
 from jaxlm.telemetry.svg import Series, line_chart
@@ -61,9 +60,9 @@ def _head(run: Run) -> str:
         facts.append("no summary yet: the run is going on, or was killed")
     facts += run.problems
     return (
-        f"<h1>{escape(run.name)}</h1>"
-        f'<p><span class="pill {escape(status)}">{escape(status)}</span> '
-        f'<span class="mute">&nbsp;{escape(" · ".join(facts))}</span></p>'
+        f"<h1>{markup(run.name)}</h1>"
+        f'<p><span class="pill {markup(status)}">{markup(status)}</span> '
+        f'<span class="mute">&nbsp;{markup(" · ".join(facts))}</span></p>'
     )
 
 
@@ -87,14 +86,14 @@ def _result(run: Run) -> str:
         verdict = f"{percent(abs(1 - bpb / best))} {'below' if bpb < best else 'above'} {name}"
     top = max([v for _, v, _ in rows if math.isfinite(v)], default=1.0)
     bars = "".join(
-        f'<span class="{kind}">{escape(name)}</span><span><i class="{kind}" style="width:'
+        f'<span class="{kind}">{markup(name)}</span><span><i class="{kind}" style="width:'
         f'{100 * value / top if math.isfinite(value) else 0:.1f}%"></i></span>'
         f'<span class="{kind}">{value:.3f}</span>'
         for name, value, kind in (rows if rivals else [])
     )
     return (
         f'<div class="box result"><div><b>{bpb:.3f}</b> bits per byte'
-        f'<p class="mute">{when}<br>{escape(verdict)}</p></div><div class="bars">{bars}</div></div>'
+        f'<p class="mute">{when}<br>{markup(verdict)}</p></div><div class="bars">{bars}</div></div>'
     )
 
 
@@ -124,7 +123,7 @@ def _cards(run: Run) -> str:
         ),
     }
     items = (
-        f'<div class="box"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in cards.items()
+        f'<div class="box"><dt>{markup(k)}</dt><dd>{markup(v)}</dd></div>' for k, v in cards.items()
     )
     return f'<dl class="cards">{"".join(items)}</dl>'
 
@@ -187,8 +186,7 @@ def _samples(samples: list[Row]) -> str:
     blocks = []
     for step in sorted(by_step, reverse=True)[:MAX_SAMPLED_STEPS]:
         texts = "".join(
-            f'<div class="box"><pre><b>{escape(printable(prompt))}</b>'
-            f"{escape(printable(text))}</pre></div>"
+            f'<div class="box"><pre><b>{markup(prompt)}</b>{markup(text)}</pre></div>'
             for prompt, text in by_step[step].items()
         )
         blocks.append(f'<h3 class="mute">update {step:,}</h3><div class="grid">{texts}</div>')
@@ -220,7 +218,7 @@ def _config(config: Row, changed: Collection[str]) -> str:
     for section, values in config.items():
         rows = _flat(values) if isinstance(values, dict) else [("", _text(values))]
         body = "".join(_row(k, v, f"{section}.{k}" in changed) for k, v in rows)
-        tables.append(f'<div class="box"><h3>{escape(section)}</h3><table>{body}</table></div>')
+        tables.append(f'<div class="box"><h3>{markup(section)}</h3><table>{body}</table></div>')
     return _section("Config", f'<div class="grid">{"".join(tables)}</div>' if tables else "")
 
 
@@ -252,4 +250,4 @@ def _section(title: str, body: str) -> str:
 
 def _row(name: str, text: str, is_changed: bool = False) -> str:
     tag = '<tr class="changed">' if is_changed else "<tr>"
-    return f"{tag}<th>{escape(printable(name))}</th><td>{escape(printable(text))}</td></tr>"
+    return f"{tag}<th>{markup(name)}</th><td>{markup(text)}</td></tr>"

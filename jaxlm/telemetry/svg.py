@@ -8,10 +8,9 @@ numbers can be read back from the picture: page.js does, under the pointer.
 import dataclasses
 import math
 from collections.abc import Sequence
-from html import escape
 from operator import itemgetter
 
-from jaxlm.telemetry.readable import number
+from jaxlm.telemetry.readable import markup, number
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 440, 240
@@ -50,8 +49,8 @@ def line_chart(
     drawn = [dataclasses.replace(s, points=_scaled(s.points, is_log)) for s in series]
     finite = [p for s in drawn for p in s.points if not math.isnan(p[1])]
     head = (
-        f"<figcaption>{escape(title)} <small>{escape(y_label)}</small></figcaption>"
-        f"<output>{escape(description)}</output>"
+        f"<figcaption>{markup(title)} <small>{markup(y_label)}</small></figcaption>"
+        f"<output>{markup(description)}</output>"
     )
     if not finite:
         return f'<figure class="chart">{head}<p><small>no data yet</small></p></figure>'
@@ -67,7 +66,7 @@ def line_chart(
     paths = "".join(_path(s, y0 - reach, y1 + reach) for s in drawn)
     verticals = "".join(
         f'<line class="mark" x1="{x:g}" x2="{x:g}" y1="{y0:g}" y2="{y1:g}">'
-        f"<title>{escape(text)}</title></line>"
+        f"<title>{markup(text)}</title></line>"
         for x, text in marks
         if x0 <= x <= x1
     )
@@ -75,9 +74,9 @@ def line_chart(
         f'<line class="level" x1="{x0:g}" x2="{x1:g}" y1="{y:g}" y2="{y:g}"/>' for _, y in levels
     )
     return (
-        f'<figure class="chart" data-x="{escape(x_label)}" data-x0="{x0:.9g}" data-x1="{x1:.9g}" '
+        f'<figure class="chart" data-x="{markup(x_label)}" data-x0="{x0:.9g}" data-x1="{x1:.9g}" '
         f'data-log="{int(is_log)}">{head}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f"<title>{escape(title)}</title><desc>{escape(_describe(series, description))}</desc>"
+        f"<title>{markup(title)}</title><desc>{markup(_describe(series, description))}</desc>"
         f'<g transform="translate({LEFT} {TOP})">{_axes((x0, x1), (y0, y1), is_log, x_label)}'
         f'<svg width="{PLOT_W}" height="{PLOT_H}" overflow="hidden">'
         f'<rect class="plot" width="{PLOT_W}" height="{PLOT_H}" fill="none"/>'
@@ -143,7 +142,7 @@ def _path(s: Series, low: float, high: float) -> str:
     if len(parts) == 1:  # a lone point: a round cap of no length is a dot
         parts.append("h0")
     style = f"k{s.color % NUM_COLORS}" + (" faint" if s.is_faint else "")
-    return f'<path class="{style}" data-name="{escape(s.name)}" d="{"".join(parts)}"/>'
+    return f'<path class="{style}" data-name="{markup(s.name)}" d="{"".join(parts)}"/>'
 
 
 def _axes(xs: Point, ys: Point, is_log: bool, x_label: str) -> str:
@@ -172,7 +171,7 @@ def _level_labels(levels: Sequence[tuple[str, float]], y1: float, sy: float, is_
 
 
 def _label(x: float, y: float, text: str, style: str = "end") -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{markup(text)}</text>'
 
 
 def _legend(series: Sequence[Series]) -> str:
@@ -180,7 +179,7 @@ def _legend(series: Sequence[Series]) -> str:
     if len(named) < 2:
         return ""
     items = (
-        f'<li class="k{s.color % NUM_COLORS}"><span>{escape(s.name)}</span></li>' for s in named
+        f'<li class="k{s.color % NUM_COLORS}"><span>{markup(s.name)}</span></li>' for s in named
     )
     return f"<ul>{''.join(items)}</ul>"
 

@@ -183,9 +183,11 @@ class Run:
                 self.display.sample(prompt, text)
 
     def close(self) -> None:
-        self.checkpoints.close()
-        for writer in self.writers:
-            writer.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            for writer in self.writers:
+                writer.close()
 
     @contextlib.contextmanager
     def profiling(self, step: int) -> Iterator[None]:

@@ -32,7 +32,7 @@ def check_run_dir(path: Path, config: RunConfig) -> None:
     Raises RunError for the directory of another config or of no run, a finished or damaged run,
     or one that cannot be written.
     """
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir():
         raise RunError(f"run directory {path}: {there} is a file; choose another with --run DIR")
     if not os.access(there, os.W_OK):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config to what the loop calls: model, mesh, state and compiled functions."""
+"""From a config to what the loop calls: model, mesh, state and compiled functions.
+
+Legend: V vocabulary
+"""
 
 import contextlib
 import dataclasses

@@ -159,9 +159,9 @@ def curves(run_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in read_rows(run_dir):
         if row["kind"] != "event":
-            row = {k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")}
-            before = found.setdefault((row["kind"], row["step"]), row)
-            assert before == row, "a step that was done again came out otherwise"
+            values = {k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")}
+            before = found.setdefault((row["kind"], row["step"]), values)
+            assert before == values, "a step that was done again came out otherwise"
     return found
 
 
@@ -183,7 +183,9 @@ def state_of(run_dir: Path, step: int | None = None, **mesh: int) -> TrainState:
     sizes = MeshConfig(**({"data": 1} | mesh))
     num_devices = sizes.data * sizes.fsdp * sizes.model
     trainer = build_trainer(
-        load_config(run_dir), np.ones(VOCAB_SIZE, np.int32), make_mesh(sizes, jax.devices()[:num_devices])
+        load_config(run_dir),
+        np.ones(VOCAB_SIZE, np.int32),
+        make_mesh(sizes, jax.devices()[:num_devices]),
     )
     folder = run_dir / CHECKPOINTS
     step = list_checkpoints(folder)[-1] if step is None else step

