@@ -29,15 +29,15 @@ def curve(values: Sequence[float], width: int, height: int) -> str:
     pad = max(map(len, labels))
     columns, rows = 2 * (width - pad - 1), 4 * height  # in dots
     cells = [[0] * (columns // 2) for _ in range(height)]
-    before = None
+    ys = []
     for x in range(columns):
         at = x / (columns - 1) * (len(values) - 1)
         i = min(int(at), len(values) - 2)
         y = values[i] + (at - i) * (values[i + 1] - values[i])
-        dot = round((high - y) / (high - low or 1) * (rows - 1))
-        for row in range(min(dot, before or dot), max(dot, before or dot) + 1):
+        ys.append(round((high - y) / (high - low or 1) * (rows - 1)))
+    for x, (before, dot) in enumerate(zip([ys[0], *ys], ys, strict=False)):
+        for row in range(min(before, dot), max(before, dot) + 1):
             cells[row // 4][x // 2] |= ((1, 2, 4, 64), (8, 16, 32, 128))[x % 2][row % 4]
-        before = dot
     return "\n".join(
         f"{label:>{pad}} " + "".join(chr(0x2800 + cell) for cell in line)
         for label, line in zip(labels, cells, strict=True)

@@ -12,6 +12,7 @@ for the one before.
 import concurrent.futures
 import dataclasses
 import json
+import logging
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ class Checkpointer:
     def __init__(self, directory: Path, keep: int, identity: Identity) -> None:
         self._directory, self._keep, self._identity = directory.absolute(), keep, identity
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        for name in ("absl", "asyncio"):  # Orbax logs, with tracebacks, what it raises as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")
         self._sealing: concurrent.futures.Future[None] | None = None
         if jax.process_index() == 0:

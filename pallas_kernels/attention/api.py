@@ -44,7 +44,9 @@ def attention(
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} kv heads")
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    masks: dict[str, Any] = dict(causal=causal, window=window, segment_ids=segment_ids, q_offset=q_offset)
+    masks: dict[str, Any] = dict(
+        causal=causal, window=window, segment_ids=segment_ids, q_offset=q_offset
+    )
     scores: dict[str, Any] = dict(scale=scale, softcap=softcap, sinks_N=sinks_N)
     if impl == "auto":
         impl = (

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real `jaxlm train` processes on a tiny config: start, watch, stop, and read what they left."""
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -138,15 +139,13 @@ def last_step(run_dir: Path) -> int:
     return max((row["step"] for row in read_rows(run_dir, "train")), default=0)
 
 
-def descendants(run_dir: Path) -> list[int]:
-    """Processes that were started for a run and still live."""
-    found = []
+def processes_of(run_dir: Path, *words: str) -> list[int]:
+    """Ids of the living processes whose command has the run directory and these words in it."""
+    wanted, found = {str(run_dir), *words}, []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(run_dir).encode() in path.read_bytes():
+        with contextlib.suppress(OSError):  # it has just ended
+            if wanted <= set(path.read_text().split("\0")):
                 found.append(int(path.parent.name))
-        except OSError:
-            pass  # it has just ended
     return found
 
 
@@ -178,18 +177,17 @@ def status(run_dir: Path) -> str | None:
     return (read_json(run_dir / "summary.json") or {}).get("status")
 
 
-def state_of(run_dir: Path, step: int | None = None, **mesh: int) -> TrainState:
-    """The newest checkpoint, or that of `step`, on a mesh of this process (by default 1 device)."""
+def state_of(run_dir: Path, folder: Path | None = None, **mesh: int) -> TrainState:
+    """A run's newest checkpoint, or that of another folder, on a mesh: by default of one device."""
     sizes = MeshConfig(**({"data": 1} | mesh))
     num_devices = sizes.data * sizes.fsdp * sizes.model
+    folder = folder or run_dir / CHECKPOINTS
     trainer = build_trainer(
         load_config(run_dir),
         np.ones(VOCAB_SIZE, np.int32),
         make_mesh(sizes, jax.devices()[:num_devices]),
     )
-    folder = run_dir / CHECKPOINTS
-    step = list_checkpoints(folder)[-1] if step is None else step
-    return restore(folder, step, trainer.abstract_state)
+    return restore(folder, list_checkpoints(folder)[-1], trainer.abstract_state)
 
 
 def assert_same_bits(got: TrainState, want: TrainState) -> None:
@@ -206,7 +204,7 @@ def assert_same_run(run_dir: Path, whole: Path) -> None:
     assert_same_bits(state_of(run_dir), state_of(whole))
     assert (run_dir / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     assert status(run_dir) == "completed"
-    assert not descendants(run_dir)
+    assert not processes_of(run_dir)
     names = [sorted(p.name for p in (d / CHECKPOINTS).iterdir()) for d in (run_dir, whole)]
     assert names[0] == names[1], "something is left of a save that was cut off"
     assert not list(run_dir.glob(".*.tmp"))

@@ -260,7 +260,11 @@ TABLES = {"config": CONFIGS, "data": DATA, "run": RUNS, "use": USES, "flag": FLA
 @pytest.mark.usefixtures("workshop")
 @pytest.mark.parametrize(
     ("setup", "command", "expected"),
-    [pytest.param(*row, id=f"{table}: {name}") for table, rows in TABLES.items() for name, row in rows.items()],
+    [
+        pytest.param(*row, id=f"{table}: {name}")
+        for table, rows in TABLES.items()
+        for name, row in rows.items()
+    ],
 )
 def test_is_one_clear_line_and_nothing_is_written_or_lost(
     capfd: pytest.CaptureFixture[str], setup: Setup | None, command: str, expected: str

@@ -90,7 +90,10 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
     """A disk of its own at `path`, of few kilobytes; skips the test where none can be mounted."""
     path.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("mounting a small disk needs root")
     try:
         yield

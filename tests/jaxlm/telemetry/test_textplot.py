@@ -40,6 +40,12 @@ def test_a_falling_line_goes_from_the_top_left_to_the_bottom_right_without_a_gap
     assert picture.startswith("3.000 ") and picture.split("\n")[-1].startswith("1.000 ")
 
 
+@pytest.mark.parametrize("values", [[9.0] * 50 + [1.0] * 50, [1.0] * 50 + [9.0] * 50])
+def test_a_cliff_is_drawn_from_top_to_bottom(values):
+    dots = _dots(curve(values, 40, 5), 5)
+    assert {y for _, y in dots} == set(range(20))
+
+
 def test_values_that_are_not_finite_are_left_out_of_a_curve():
     values = [2.0, math.nan, 1.5, math.inf, 1.0]
     assert curve(values, 40, 4) == curve([2.0, 1.5, 1.0], 40, 4)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows survive: bits, crashes at any byte, resumed runs."""
 
+import resource
 import struct
 
 import pytest
 
+from jaxlm.core.errors import RunError
 from jaxlm.telemetry.writer import FILE_NAME, JsonlWriter, latest_rows, read_rows
 
 
@@ -70,3 +72,25 @@ def test_of_a_step_written_twice_the_last_row_counts(tmp_path):
     _write(tmp_path, {"kind": "event", "step": 1, "event": "resumed"}, _train(2, 2.5))
     losses = [(row["step"], row["train/loss_nats"]) for row in latest_rows(tmp_path, "train")]
     assert losses == [(1, 1.0), (2, 2.5), (3, 3.0)]
+
+
+def test_a_full_disk_is_one_clear_line_and_costs_only_the_row_being_written(tmp_path):
+    """The limit on the size of a file stands in for the disk."""
+    writer = JsonlWriter(tmp_path)
+    writer.write(_train(1))
+    size = (tmp_path / FILE_NAME).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(RunError, match="cannot write .*telemetry.jsonl.*make room"):
+            writer.write(_train(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        writer.close()
+    assert (tmp_path / FILE_NAME).stat().st_size == size + 10, "a part of the row was taken"
+    _write(tmp_path, _train(2))
+    assert list(read_rows(tmp_path)) == [_train(1), _train(2)]
+
+
+def test_a_directory_without_telemetry_has_no_rows(tmp_path):
+    assert list(read_rows(tmp_path)) == []
