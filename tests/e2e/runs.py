@@ -140,11 +140,12 @@ def last_step(run_dir: Path) -> int:
 
 
 def processes_of(run_dir: Path, *words: str) -> list[int]:
-    """Ids of the living processes whose command has the run directory and these words in it."""
-    wanted, found = {str(run_dir), *words}, []
+    """Ids of the living processes that were started for a run with these words, one after another."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has just ended
-            if wanted <= set(path.read_text().split("\0")):
+            command = "\0" + path.read_text()
+            if f"\0{run_dir}\0" in command and "\0".join(["", *words, ""]) in command:
                 found.append(int(path.parent.name))
     return found
 

@@ -39,7 +39,7 @@ def test_the_batches_of_one_two_and_four_hosts_are_the_same(whole: Path, tiny_co
     config = load([str(tiny_config)], []).data
     data = prepare(config)
     batches = [BatchSource(data, config).batch(step) for step in range(NUM_STEPS)]
-    found = []
+    found: list[dict[str, np.ndarray]] = []
     for hosts, start in ((1, 0), (2, 20), (4, 40)):
         size = config.batch_size // hosts
         parts = [
@@ -48,8 +48,10 @@ def test_the_batches_of_one_two_and_four_hosts_are_the_same(whole: Path, tiny_co
             )
             for i in range(hosts)
         ]
-        for rows in zip(*parts, strict=True):
-            found.append({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
+        found += (
+            {name: np.concatenate([batch[name] for batch in rows]) for name in rows[0]}
+            for rows in zip(*parts, strict=True)
+        )
     assert [digest(batch) for batch in found] == [digest(batch) for batch in batches]
     assert len({digest(batch) for batch in batches}) == NUM_STEPS
     np.testing.assert_array_equal(
@@ -69,7 +71,7 @@ def signal_one(job: Job, process_id: int, number: int, step: int) -> tuple[int, 
     """Starts a job and sends a signal to one of its processes."""
     launcher = job.start()
     wait_for(lambda: last_step(job.run_dir) >= step, launcher)
-    (pid,) = processes_of(job.run_dir, "--process-id", str(process_id), "jaxlm.cli.main")
+    (pid,) = processes_of(job.run_dir, "--process-id", str(process_id))
     os.kill(pid, number)
     return finish(launcher)
 
@@ -84,7 +86,7 @@ def test_a_signal_to_one_of_two_stops_both_and_a_finished_run_refuses_both(
     assert err == 2 * f"stopped after update {newest}; the same command goes on from there\n"
     assert newest == last_step(job.run_dir) >= 12
     verify(job.run_dir / CHECKPOINTS / f"{newest:08d}")
-    assert job.run() == (0, "")
+    assert Job(tiny_config, job.run_dir).run() == (0, "")  # on with one
     assert_same_curve(job.run_dir, whole)
     code, err = finish(job.start(), limit_s=40)
     first, second = err.splitlines()
