@@ -11,6 +11,7 @@ for the one before.
 
 import concurrent.futures
 import dataclasses
+import errno
 import json
 import logging
 import shutil
@@ -29,6 +30,7 @@ from jaxlm.train.state import TrainState
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+SMALL_FILES_BYTES = 1_000_000  # what a checkpoint takes besides its arrays, rounded up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Checkpointer:
         path = self._path(step)
         if jax.process_index() == 0:  # a damaged one that was passed over is no checkpoint any more
             (path / MANIFEST).unlink(missing_ok=True)
+        _check_room(path, state)
         try:
             self._orbax.save(path / "state", args=ocp.args.StandardSave(state), force=True)
         except (OSError, ValueError) as e:  # Orbax reports a full disk as ValueError
@@ -191,6 +194,15 @@ def _remove(path: Path) -> None:
     """Takes the seal first: a crash in between leaves nothing that looks like a checkpoint."""
     (path / MANIFEST).unlink()
     shutil.rmtree(path)
+
+
+def _check_room(path: Path, state: TrainState) -> None:
+    """Before Orbax starts: a disk that fills up under its threads is reported in many traces."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SMALL_FILES_BYTES
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        room = f"No space left on device: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
+        raise _cannot_save(path, OSError(errno.ENOSPC, room))
 
 
 def _cannot_save(path: Path, error: Exception) -> CheckpointError:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-
 MESHES = ({"data": 8}, {"fsdp": 8}, {"fsdp": 4, "model": 2})
 
 
 def main(address: str, process_id: str, target: str, *runs: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 4)
     jax.distributed.initialize(address, 2, int(process_id))
 
     from jaxlm.train.checkpoint import Checkpointer, Identity

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_disk_full_while_data_is_prepared(capfd: pytest.CaptureFixture[str]) -> 
         assert main(TRAIN) == 0
 
 
-@pytest.mark.parametrize("room", [0, 3_000, 12_000])
+@pytest.mark.parametrize("room", [0, 500_000])
 def test_disk_full_while_a_checkpoint_is_written(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -89,6 +90,8 @@ def test_disk_full_while_a_row_of_telemetry_is_written(
 
     def write_on_a_full_disk(self: writer.JsonlWriter, row: writer.Row) -> None:
         if row["step"] == 3:
+            while not list_checkpoints(CHECKPOINTS):  # the save of step 2 is still being written
+                time.sleep(0.01)
             fill(Path("run"), room)
         write(self, row | {"event": "x" * 8000} if row["step"] == 3 else row)
 
@@ -175,6 +178,7 @@ def test_unreachable_coordinator_is_one_line(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_closed_and_full_outputs_end_no_run_and_no_command() -> None:
     jaxlm = f"{sys.executable} -m jaxlm.cli.main"
     for command, want in [
