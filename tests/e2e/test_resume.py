@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was stopped, however, ends as if it had not been: bit for bit."""
 
+import os
 import random
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.train.checkpoint import list_checkpoints, verify
+from jaxlm.train.checkpoint import MANIFEST, list_checkpoints, verify
 from jaxlm.train.run_dir import CHECKPOINTS
 from tests.e2e.runs import (
     STOPPED,
@@ -75,8 +76,9 @@ def test_a_diverged_run_keeps_its_last_sound_checkpoint(tiny_config: Path, tmp_p
 
 def moments(run_dir: Path, rng: random.Random) -> list[tuple[str, Callable[[], bool], float]]:
     """(name, what to wait for, seconds more) of each kind of moment; see the loop for their order."""
-    last = last_step(run_dir)
-    saving = lambda: any((run_dir / CHECKPOINTS).glob("*/*orbax-checkpoint-tmp*"))
+    last, folder = last_step(run_dir), run_dir / CHECKPOINTS
+    unsealed = lambda: any(not (folder / name / MANIFEST).exists() for name in os.listdir(folder))
+    saving = lambda: last_step(run_dir) > last and unsealed()
     target = last + rng.randint(1, 20)
     next_eval = last - last % 10 + 10
     return [
