@@ -51,8 +51,8 @@ class Checkpointer:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")
         self._sealing: concurrent.futures.Future[None] | None = None
+        self._directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_unsealed()
 
     def save(self, step: int, state: TrainState) -> None:

@@ -18,14 +18,18 @@ def main(address: str, process_id: str, target: str, *runs: str) -> None:
     jax.distributed.initialize(address, 2, int(process_id))
 
     from jaxlm.train.checkpoint import Checkpointer, Identity
+    from jaxlm.train.processes import leaving_at_failure
     from tests.e2e.runs import state_of
 
-    for run_dir in map(Path, runs):
-        for i, mesh in enumerate(MESHES):
-            state = state_of(run_dir, **mesh)
-            checkpointer = Checkpointer(Path(target) / f"{run_dir.name}-{i}", 2, Identity("", ""))
-            checkpointer.save(int(state.step), state)
-            checkpointer.close()
+    with leaving_at_failure():
+        for run_dir in map(Path, runs):
+            for i, mesh in enumerate(MESHES):
+                state = state_of(run_dir, **mesh)
+                checkpointer = Checkpointer(
+                    Path(target) / f"{run_dir.name}-{i}", 2, Identity("", "")
+                )
+                checkpointer.save(int(state.step), state)
+                checkpointer.close()
 
 
 if __name__ == "__main__":
