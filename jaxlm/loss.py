@@ -24,6 +24,10 @@ class LossSums(NamedTuple):
     correct: jax.Array  # positions whose most likely token was the target
     tokens: jax.Array  # sum of the weights
 
+    @classmethod
+    def zeros(cls) -> "LossSums":
+        return cls(*jnp.zeros(4))
+
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> LossSums:
     """Weighted next-token sums.

@@ -102,6 +102,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, 0),
             length=c.num_layers // len(c.layer_pattern),
             metadata_params={nn.PARTITION_NAME: "layers"},
+            check_constancy_invariants=False,  # costs a second trace of the layers
         )(c)
         self.final_norm = RMSNorm(c.norm_eps)
         self.output = None if c.tied_embeddings else Output(c.vocab_size, c.embed_dim)
@@ -156,8 +157,7 @@ class Model:
         return nn.unbox(self._boxed_init(rng))
 
     def axes(self) -> Any:
-        specs = nn.get_partition_spec(jax.eval_shape(self._boxed_init, jax.random.key(0)))
-        return jax.tree.map(tuple, specs, is_leaf=lambda s: isinstance(s, jax.P))
+        return _logical_axes(self)
 
     def apply(
         self,
@@ -204,3 +204,9 @@ class Model:
         positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         inputs = (tokens_BT, positions_BT, None, caches, offset_B)
         return self._call("hidden", params, *inputs)
+
+
+@functools.cache  # tracing the layers takes a quarter of a second, and several parts ask
+def _logical_axes(model: Model) -> Any:
+    specs = nn.get_partition_spec(jax.eval_shape(model._boxed_init, jax.random.key(0)))
+    return jax.tree.map(tuple, specs, is_leaf=lambda s: isinstance(s, jax.P))

@@ -5,6 +5,7 @@ TPU figures: the vendor's system pages (v5e, v5p, v6e, tpu7x; a tpu7x chip is tw
 GPU figures: the vendor's data sheets, dense.  A CPU has no such figure, so it is measured.
 """
 
+import functools
 import time
 
 import jax
@@ -39,7 +40,8 @@ def peak_flops(device: jax.Device, dtype: str) -> tuple[float | None, str]:
     return None, f"unknown device {device.device_kind!r}"
 
 
-def measure_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> float:
+@functools.cache
+def measure_matmul_flops(dtype: str, size: int = 1024, repeats: int = 6) -> float:
     """Best FLOP/s of a square product on the default device."""
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)

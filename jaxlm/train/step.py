@@ -42,7 +42,8 @@ def make_train_step(
             return (sums.nats + state.hparams["z_loss"] * sums.z_squares) / num_tokens, sums
 
         gradient = partial(jax.grad(objective, has_aux=True), state.params)
-        grads, sums = _accumulate(gradient, batch, num_micro_batches)
+        zeros = jax.tree.map(jnp.zeros_like, state.params), LossSums.zeros()
+        grads, sums = _accumulate(gradient, zeros, batch, num_micro_batches)
 
         params, opt_state, metrics = apply_update(
             optimizer(state.hparams, state.step),
@@ -64,7 +65,7 @@ def make_train_step(
 
 
 def _accumulate(
-    gradient: Callable[[Batch], Gradient], batch: Batch, num_micro_batches: int
+    gradient: Callable[[Batch], Gradient], zeros: Gradient, batch: Batch, num_micro_batches: int
 ) -> Gradient:
     """Sums (gradient, loss sums) over the parts of a batch, one part in memory at a time."""
     if num_micro_batches == 1:
@@ -77,10 +78,7 @@ def _accumulate(
     def add(total: Gradient, part: Batch) -> tuple[Gradient, None]:
         return jax.tree.map(jnp.add, total, gradient(part)), None
 
-    parts_MBT = jax.tree.map(split, batch)
-    first = jax.tree.map(lambda x: x[0], parts_MBT)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, first))
-    return jax.lax.scan(add, zeros, parts_MBT)[0]
+    return jax.lax.scan(add, zeros, jax.tree.map(split, batch))[0]
 
 
 def jit_train_step(step: Step, mesh: Mesh, shardings: Any) -> Step:
