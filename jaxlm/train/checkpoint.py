@@ -12,9 +12,12 @@ for the one before.
 import concurrent.futures
 import dataclasses
 import errno
+import functools
 import json
 import logging
+import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +52,7 @@ class Checkpointer:
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         for name in ("absl", "asyncio"):  # Orbax logs, with tracebacks, what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        _ignore_closed_loops()
         self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")
         self._sealing: concurrent.futures.Future[None] | None = None
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -201,15 +205,29 @@ def _check_room(path: Path, state: TrainState) -> None:
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SMALL_FILES_BYTES
     free = shutil.disk_usage(path.parent).free
     if free < needed:
-        room = f"No space left on device: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
-        raise _cannot_save(path, OSError(errno.ENOSPC, room))
+        room = f"{needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
+        raise _cannot_save(path, OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {room}"))
 
 
 def _cannot_save(path: Path, error: Exception) -> CheckpointError:
+    full = os.strerror(errno.ENOSPC)  # Orbax says it at the end of a line full of paths
+    reason = full if full in str(error) else _first_line(error)
     return CheckpointError(
-        f"cannot save {path}: {_first_line(error)}; the checkpoints before it stand: make room, "
+        f"cannot save {path}: {reason}; the checkpoints before it stand: make room, "
         "then give the same command again"
     )
+
+
+@functools.cache  # once in a process
+def _ignore_closed_loops() -> None:
+    """After a failed save Orbax closes its event loop under writes that end later and complain."""
+    show = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            show(raised)
+
+    sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Full and read-only disks, closed outputs, busy directories and absent machines."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -77,6 +78,34 @@ def test_disk_full_while_a_checkpoint_is_written(
         assert "make room, then give the same command again" in line
         assert list_checkpoints(CHECKPOINTS) == [2]
         monkeypatch.setattr(Checkpointer, "save", save)
+        Path("run/ballast").unlink()
+        assert main([*TRAIN, *LONGER]) == 0
+        assert list_checkpoints(CHECKPOINTS) == [6, 8]
+
+
+@pytest.mark.parametrize("room", [0, 3_000, 12_000, 40_000])
+def test_disk_that_fills_up_during_a_save(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """There was room when it was asked for; somebody else took it while files were written."""
+    from jaxlm.train import checkpoint
+
+    check = checkpoint._check_room
+
+    def look_and_lose(path: Path, state: object) -> None:
+        if path.name == "00000004":
+            fill(Path("run"), room)
+
+    with small_disk(Path("run"), "4m"):
+        monkeypatch.setattr(checkpoint, "_check_room", look_and_lose)
+        capfd.readouterr()
+        assert main([*TRAIN, *LONGER]) == 2
+        gc.collect()
+        line = one_line(capfd.readouterr().err)
+        assert "No space left" in line, line
+        assert "make room, then give the same command again" in line
+        assert list_checkpoints(CHECKPOINTS) == [2]
+        monkeypatch.setattr(checkpoint, "_check_room", check)
         Path("run/ballast").unlink()
         assert main([*TRAIN, *LONGER]) == 0
         assert list_checkpoints(CHECKPOINTS) == [6, 8]
