@@ -4,13 +4,19 @@
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  H head width
 """
 
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 
-from pallas_kernels.attention import reference, xla
+from pallas_kernels.attention import reference, tpu, xla
+from pallas_kernels.attention.masks import Mask, Start
+from pallas_kernels.tuning.chips import running_chip
 
-Impl = Literal["auto", "reference", "xla"]
+Impl = Literal["auto", "reference", "xla", "pallas"]
+
+FEWEST_QUERIES = 128  # for "auto": with fewer, as in decoding, the kernel's blocks are mostly empty
 
 
 def attention(
@@ -24,36 +30,117 @@ def attention(
     segment_ids: tuple[jax.Array, jax.Array] | None = None,
     softcap: float | None = None,
     sinks_N: jax.Array | None = None,
-    q_offset: jax.Array | int = 0,
+    q_offset: Start = 0,
+    k_offset: Start = 0,
+    logit_bound: jax.Array | float | None = None,
+    return_lse: bool = False,
     impl: Impl = "auto",
-) -> jax.Array:
+    chip: str | None = None,
+) -> Any:
     """softmax(scale * q k^T) v with the masks below, (B, T, N, width of v) in q's dtype.
 
     scale:        None means 1/sqrt(H)
-    causal:       query t, at position q_offset + t, sees keys 0..q_offset + t
+    causal:       a query sees no keys after its own position
     window:       a query sees the newest `window` keys only, its own position included
     segment_ids:  ids of queries (B, T) and keys (B, S); a query sees keys of its own id
     softcap:      scores become cap * tanh(scores / cap)
-    sinks_N:      one learned logit per head that takes weight and gives nothing
-    q_offset:     runtime int, scalar or (B,): where a cache continues
-    impl:         "reference" is the definition, "xla" visits only the blocks of queries and keys
-                  that the mask can need, "auto" takes "xla" where it applies
-    Raises ValueError if N is no multiple of K, or for an unknown impl.
+    sinks_N:      one learned logit per head that takes weight and gives nothing; -inf for none
+    q_offset, k_offset:  positions of the first query and key, known at run time: scalar or (B,)
+    logit_bound:  upper bound of |scale * q k|, scalar or (B, N), if the caller knows one (queries
+                  and keys of norm 1 give `scale`); the TPU kernel drops the running maximum where
+                  it is low enough.  None: |q| |k| at their largest.  A wrong bound overflows.
+    return_lse:   return (out, lse), lse (B, N, T) in f32: the log of the sum of the exponentials of
+                  all scores and sinks, in nats; -inf where there is none.  See merge.py.
+    impl:         "reference" is the definition, "xla" visits only the blocks that the mask can
+                  need, "pallas" is the TPU kernel, "auto" takes the last of these that applies
+    chip:         a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
+    Raises ValueError for arguments that do not fit, or an impl that cannot run here.
     """
-    N, K = q_BTNH.shape[2], k_BSKH.shape[2]
+    _check(q_BTNH, k_BSKH, v_BSKH, window, softcap, segment_ids, sinks_N, q_offset, k_offset)
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    distance = q_offset - k_offset
+    chip = chip or running_chip()
+    can_skip = xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=distance)
+    impl = choose(impl, _why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH), q_BTNH.shape[1], can_skip)
+    if impl == "pallas":
+        options = tpu.Options(Mask(causal, window), scale, softcap, chip or "", False)
+        out, lse = tpu.attention(
+            q_BTNH, k_BSKH, v_BSKH, sinks_N, segment_ids, q_offset, k_offset, logit_bound, options
+        )
+    else:
+        with_lse = functools.partial(reference.attention, return_lse=True)
+        run: Any = xla.attention if impl == "xla" else with_lse
+        out, lse = run(
+            q_BTNH, k_BSKH, v_BSKH, causal=causal, window=window, segment_ids=segment_ids,
+            q_offset=distance, scale=scale, softcap=softcap, sinks_N=sinks_N,
+        )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def choose(impl: Impl, why_not_pallas: str | None, num_queries: int, can_skip: bool) -> Impl:
+    """What runs.  Raises ValueError for an unknown impl, or one that was asked for and cannot."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"unknown attention impl {impl!r}; allowed: {', '.join(get_args(Impl))}")
+    if impl == "pallas" and why_not_pallas is not None:
+        raise ValueError(f"attention impl 'pallas' cannot run: {why_not_pallas}")
+    if impl != "auto":
+        return impl
+    if why_not_pallas is None and num_queries >= FEWEST_QUERIES:
+        return "pallas"
+    return "xla" if can_skip else "reference"
+
+
+def _why_not_pallas(
+    chip: str | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
+) -> str | None:
+    """Why the kernel cannot run here; None if it can."""
+    dtypes = {x.dtype for x in (q_BTNH, k_BSKH, v_BSKH)}
+    if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}:
+        names = ", ".join(sorted(d.name for d in dtypes))
+        return f"q, k and v are {names}; allowed: bfloat16 or float32, one for all"
+    if 0 in (*q_BTNH.shape, *k_BSKH.shape, *v_BSKH.shape):
+        return f"an array is empty: {q_BTNH.shape}, {k_BSKH.shape}, {v_BSKH.shape}"
+    if chip is None:
+        return f"it is for TPUs v5e, v5p, v6e and tpu7x; the backend is {jax.default_backend()}"
+    return None
+
+
+def _check(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    window: int | None,
+    softcap: float | None,
+    segment_ids: tuple[jax.Array, jax.Array] | None,
+    sinks_N: jax.Array | None,
+    q_offset: Start,
+    k_offset: Start,
+) -> None:
+    for name, x in (("q_BTNH", q_BTNH), ("k_BSKH", k_BSKH), ("v_BSKH", v_BSKH)):
+        if len(x.shape) != 4:
+            raise ValueError(f"{name} is {x.shape}; allowed: four dimensions")
+    B, T, N, H = q_BTNH.shape
+    S, K, V = *k_BSKH.shape[1:3], v_BSKH.shape[3]
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} kv heads")
-    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    masks: dict[str, Any] = dict(
-        causal=causal, window=window, segment_ids=segment_ids, q_offset=q_offset
-    )
-    scores: dict[str, Any] = dict(scale=scale, softcap=softcap, sinks_N=sinks_N)
-    if impl == "auto":
-        impl = (
-            "xla" if xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=q_offset) else "reference"
-        )
-    if impl == "xla":
-        return xla.attention(q_BTNH, k_BSKH, v_BSKH, **masks, **scores)
-    if impl == "reference":
-        return reference.attention(q_BTNH, k_BSKH, v_BSKH, **masks, **scores)
-    raise ValueError(f"unknown attention impl {impl!r}; allowed: auto, reference, xla")
+    shapes: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("k_BSKH", k_BSKH, (B, S, K, H)),
+        ("v_BSKH", v_BSKH, (B, S, K, V)),
+    ]
+    if segment_ids is not None:
+        shapes += [
+            ("segment_ids[0]", segment_ids[0], (B, T)),
+            ("segment_ids[1]", segment_ids[1], (B, S)),
+        ]
+    if sinks_N is not None:
+        shapes.append(("sinks_N", sinks_N, (N,)))
+    for name, x, allowed in shapes:
+        if tuple(x.shape) != allowed:
+            raise ValueError(f"{name} is {tuple(x.shape)}; allowed: {allowed}")
+    for name, offset in (("q_offset", q_offset), ("k_offset", k_offset)):
+        if jnp.shape(offset) not in ((), (1,), (B,)):
+            raise ValueError(f"{name} is {jnp.shape(offset)}; allowed: a scalar or ({B},)")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; allowed: None, or 1 and more")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap is {softcap}; allowed: None, or more than 0")

@@ -7,6 +7,8 @@ Legend: B batch  T query positions  S key positions  N query heads  K kv heads  
         H head width of q and k  (v may be of another width)
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -52,11 +54,13 @@ def attention(
     softcap: float | None = None,
     sinks_N: jax.Array | None = None,
     q_offset: jax.Array | int = 0,
-) -> jax.Array:
-    """Attention output (B, T, N, width of v), in q's dtype.
+    return_lse: bool = False,
+) -> Any:
+    """Attention output (B, T, N, width of v), in q's dtype; with return_lse (output, lse (B, N, T)).
 
     A sink is one more logit per head in the softmax, whose value is zero (arXiv:2309.17453, as a
-    learned scalar).  A query that may look at nothing gets zeros.
+    learned scalar).  A query that may look at nothing gets zeros.  lse is the log of the sum
+    of the exponentials of all scores and sinks, in f32: -inf where there are none.
     Numerics: scores, softmax and the sums over keys in f32; probabilities in v's dtype.
     """
     B, T, N, H = q_BTNH.shape
@@ -83,6 +87,10 @@ def attention(
     total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
     if sinks_1KG11 is not None:
         total_BKGT1 += jnp.exp(sinks_1KG11 - peak_BKGT1)
-    probs_BKGTS = weights_BKGTS / jnp.where(total_BKGT1 == 0, 1.0, total_BKGT1)
+    is_blind_BKGT1 = total_BKGT1 == 0
+    total_BKGT1 = jnp.where(is_blind_BKGT1, 1.0, total_BKGT1)
+    probs_BKGTS = weights_BKGTS / total_BKGT1
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH)
-    return out_BTKGH.reshape(B, T, N, v_BSKH.shape[-1]).astype(q_BTNH.dtype)
+    lse_BKGT1 = jnp.where(is_blind_BKGT1, -jnp.inf, jnp.log(total_BKGT1) + peak_BKGT1)
+    out_BTNH = out_BTKGH.reshape(B, T, N, v_BSKH.shape[-1]).astype(q_BTNH.dtype)
+    return (out_BTNH, lse_BKGT1.reshape(B, N, T)) if return_lse else out_BTNH

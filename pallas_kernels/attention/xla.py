@@ -36,18 +36,18 @@ def attention(
     window: int | None,
     segment_ids: tuple[jax.Array, jax.Array] | None,
     **scores: Any,
-) -> jax.Array:
-    """As reference.attention.  Raises ValueError where the blocks could skip nothing."""
+) -> tuple[jax.Array, jax.Array]:
+    """(output, lse) as reference.attention.  Raises ValueError where the blocks could skip nothing."""
     if not applies(q_BTNH, k_BSKH, causal=causal, q_offset=q_offset):
         raise ValueError("attention impl 'xla' needs causal self-attention without an offset")
     T = q_BTNH.shape[1]
     block = max(MIN_BLOCK, -(-T // NUM_BLOCKS))
-    outs = []
+    parts = []
     for start in range(0, T, block):
         stop = min(start + block, T)
         first = 0 if window is None else max(0, start - window + 1)
         ids = segment_ids and (segment_ids[0][:, start:stop], segment_ids[1][:, first:stop])
-        out = reference.attention(
+        part = reference.attention(
             q_BTNH[:, start:stop],
             k_BSKH[:, first:stop],
             v_BSKH[:, first:stop],
@@ -55,7 +55,9 @@ def attention(
             window=window,
             segment_ids=ids,
             q_offset=start - first,
+            return_lse=True,
             **scores,
         )
-        outs.append(out)
-    return jnp.concatenate(outs, axis=1)
+        parts.append(part)
+    outs, lses = zip(*parts, strict=True)
+    return jnp.concatenate(outs, axis=1), jnp.concatenate(lses, axis=2)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward kernel against float64, on cases chosen to hurt.
+
+Every run is in TPU interpret mode: memory that nobody has written is NaN, reads outside of a
+buffer raise, and accesses that race are reported.
+
+Legend: B batch  T query positions  S key positions  N query heads  K kv heads  H width of q and k
+        V width of v
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.attention import tpu_forward, tpu_forward_kernel
+from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.tpu_forward import forward
+from pallas_kernels.tuning.attention import ForwardBlocks, forward_blocks
+from tests.reference.compare import quick, relative_error
+
+INTERPRET = pltpu.InterpretParams(
+    detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
+)
+# f32 rounds by 2^-24 = 6e-8; scores, exponentials and a sum of a thousand terms are some 30
+# dependent roundings at these sizes.
+F32_BOUND = 2e-6
+TINY = ForwardBlocks(queries=128, keys=128, chunk=512, diagonal=128, bounded_diagonal=128)
+SMALL = ForwardBlocks(queries=256, keys=128, chunk=1024, diagonal=128, bounded_diagonal=256)
+CHUNKS = dataclasses.replace(SMALL, chunk=256)
+WIDE = dataclasses.replace(TINY, mxu_sums=True, split_scale=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    B: int = 1
+    T: int = 300
+    S: int | None = None  # None: as T
+    N: int = 1
+    K: int = 1
+    H: int = 16
+    V: int = 16
+    causal: bool = True
+    window: int | None = None
+    lengths: tuple[int, ...] | None = None  # of documents packed into each row
+    softcap: float | None = None
+    has_sinks: bool = False
+    q_start: int | tuple[int, ...] = 0
+    k_start: int = 0
+    spread: float = 1.0  # of queries and keys: 1 leaves the scores bounded, 20 does not
+    blocks: ForwardBlocks = TINY
+    paths: str = "online"
+
+    @property
+    def num_keys(self) -> int:
+        return self.T if self.S is None else self.S
+
+    def arrays(self) -> list[np.ndarray]:
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: rng.normal(size=shape)
+        q = self.spread * draw(self.B, self.N, self.T, self.H)
+        k = self.spread * draw(self.B, self.K, self.num_keys, self.H)
+        return [q, k, draw(self.B, self.K, self.num_keys, self.V), draw(self.N)]
+
+    def ids(self) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.lengths is None:
+            return None
+        ids_S = np.repeat(np.arange(len(self.lengths), dtype=np.int32), self.lengths)
+        ids_BS = np.stack([np.roll(ids_S, 7 * b) for b in range(self.B)])
+        return ids_BS[:, -self.T :], ids_BS
+
+    def visible(self) -> np.ndarray:
+        """(B, T, S) by the definition."""
+        start_B11 = np.broadcast_to(self.q_start, self.B)[:, None, None] - self.k_start
+        distance = start_B11 + np.arange(self.T)[:, None] - np.arange(self.num_keys)[None, :]
+        visible = distance >= 0 if self.causal else np.ones_like(distance, bool)
+        if self.window is not None:
+            visible = visible & (np.abs(distance) < self.window)
+        ids = self.ids()
+        return visible if ids is None else visible & (ids[0][:, :, None] == ids[1][:, None, :])
+
+
+def expected(case: Case, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(out, lse) in float64."""
+    q, k, v, sinks = (np.asarray(x, np.float64) for x in arrays)
+    k, v = (np.repeat(x, case.N // case.K, axis=1) for x in (k, v))
+    scores = case.H**-0.5 * np.einsum("bnth,bnsh->bnts", q, k)
+    if case.softcap is not None:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    scores = np.where(case.visible()[:, None], scores, -np.inf)
+    sink = sinks[None, :, None, None] if case.has_sinks else -np.inf
+    peak = np.maximum(np.max(scores, axis=-1, keepdims=True), sink)
+    peak = np.where(peak == -np.inf, 0.0, peak)
+    weights = np.exp(scores - peak)
+    total = np.sum(weights, axis=-1, keepdims=True) + np.exp(sink - peak)
+    with np.errstate(divide="ignore"):
+        lse = np.log(total) + peak
+    out = np.einsum("bnts,bnsh->bnth", weights / np.where(total == 0, 1, total), v)
+    return out, lse[..., 0]
+
+
+def run(case: Case, arrays: list[Any], logit_bound: float | None = None) -> list[np.ndarray]:
+    start = case.q_start if isinstance(case.q_start, int) else jnp.asarray(case.q_start)
+
+    def f(q, k, v, sinks):
+        return forward(
+            *(q, k, v, sinks if case.has_sinks else None),
+            mask=Mask(case.causal, case.window),
+            scale=case.H**-0.5,
+            softcap=case.softcap,
+            segment_ids=case.ids(),
+            q_start=start,
+            k_start=case.k_start,
+            logit_bound=logit_bound,
+            chip="v6e",
+            interpret=INTERPRET,
+            blocks=case.blocks,
+            paths=case.paths,
+        )
+
+    return [np.asarray(x, np.float64) for x in quick(f)(*arrays)]
+
+
+def check(case: Case, bound: float = F32_BOUND) -> None:
+    arrays = [x.astype(np.float32) for x in case.arrays()]
+    (out, lse), (want_out, want_lse) = run(case, arrays), expected(case, arrays)
+    is_seen = np.isfinite(want_lse)
+    assert not out[~is_seen].any() and (lse[~is_seen] == -np.inf).all()
+    assert relative_error(out, want_out) < bound
+    lse_error = np.abs(lse[is_seen] - want_lse[is_seen])
+    assert np.max(lse_error, initial=0.0) < bound * case.spread**2
+
+
+CASES = {
+    "staircase": Case(T=300, N=2, paths="both"),
+    "staircase_beyond_the_bound": Case(T=300, spread=20.0, paths="both"),
+    "staircase_in_chunks": Case(T=500, blocks=CHUNKS),
+    "staircase_of_bounded_scores": Case(T=300, blocks=SMALL, paths="bounded", has_sinks=True),
+    "one_position": Case(T=1, paths="bounded"),
+    "one_query": Case(T=1, S=200, q_start=199),
+    "queries_before_all_keys": Case(B=2, T=129, S=200, q_start=(5, -70), k_start=3),
+    "window_in_stairs": Case(T=300, window=100, has_sinks=True),
+    "window_of_one": Case(T=129, window=1, paths="bounded"),
+    "window_beyond_the_block": Case(T=500, window=300, blocks=CHUNKS),
+    "full": Case(T=100, S=200, causal=False, N=4, K=2, paths="bounded"),
+    "full_window": Case(T=130, S=300, causal=False, window=70, q_start=100),
+    "documents": Case(B=2, T=300, lengths=(100, 1, 99, 100), window=70, spread=20.0),
+    "softcap_and_sinks": Case(T=129, softcap=2.0, has_sinks=True, N=2),
+    "unequal_widths": Case(T=129, H=192, V=128),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_out_and_lse_agree_with_float64(case):
+    # a score of size s is off by s * 2^-24, and so is its exponential
+    check(case, F32_BOUND * max(1.0, case.spread**2 / 50))
+
+
+@pytest.mark.parametrize("paths", ["online", "bounded"])
+@pytest.mark.parametrize("blocks", [TINY, WIDE], ids=["vector_sums", "matrix_sums"])
+def test_the_error_in_bfloat16_is_that_of_two_roundings(blocks, paths):
+    """Probabilities and the result are rounded to bf16 by 2^-9 each.
+
+    lse has f32's accuracy, but for sums by the matrix unit, which are of rounded probabilities.
+    """
+    case = Case(T=256, H=128, V=128, blocks=blocks, paths=paths)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in case.arrays()]
+    out, lse = run(case, arrays)
+    want_out, want_lse = expected(case, arrays)
+    assert relative_error(out, want_out) < 2.0**-8
+    is_rounded = blocks.mxu_sums and paths == "online"
+    assert np.max(np.abs(lse - want_lse)) < (2.0**-9 if is_rounded else 2e-5)
+
+
+@pytest.mark.parametrize("logit_bound", [0.0, 1000.0])
+def test_the_bound_of_the_caller_chooses_the_path(logit_bound):
+    """A bound that is wrong must overflow where the maximum would not: the guard is obeyed."""
+    case = Case(T=128, spread=20.0, paths="both")
+    arrays = [x.astype(np.float32) for x in case.arrays()]
+    out, _ = run(case, arrays, logit_bound)
+    error = np.nan_to_num(np.abs(out - expected(case, arrays)[0]).max(), nan=np.inf)
+    assert (error > 1.0) == (logit_bound == 0.0)
+
+
+MUTATIONS = {
+    "no rescaling": ("_fold", lambda f: lambda p, s, *x: (s[0], *f(p, s, *x)[1:])),
+    "maximum of one tile": (
+        "_fold",
+        lambda f: lambda p, s, *x: f(p, (*s[:2], jnp.full_like(s[2], -1e30)), *x),
+    ),
+    "stairs unmasked": ("_hide", lambda f: lambda scores, *x: scores),
+    "stairs one key too few": ("_hide", lambda f: lambda s, n, m: f(s, n - 1, m)),
+    "edge of the tile off by one": (
+        "tile_mask",
+        lambda f: lambda m, q, k, *ids: f(m, q + 1, k, *ids),
+    ),
+    "causality dropped": (
+        "tile_mask",
+        lambda f: lambda m, q, k, *ids: f(dataclasses.replace(m, causal=False), q, k, *ids),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutated_kernels_fail(name, monkeypatch):
+    attribute, change = MUTATIONS[name]
+    monkeypatch.setattr(
+        tpu_forward_kernel, attribute, change(getattr(tpu_forward_kernel, attribute))
+    )
+    case = Case(T=200, spread=3.0)
+    if attribute == "tile_mask":
+        case = dataclasses.replace(case, q_start=(1,))
+    with pytest.raises(AssertionError):
+        check(case)
+
+
+def test_a_tail_of_keys_that_is_seen_fails(monkeypatch):
+    plan = tpu_forward.Plan
+    rounded = lambda **fields: plan(**fields | {"num_keys": -(-fields["num_keys"] // 128) * 128})
+    monkeypatch.setattr(tpu_forward, "Plan", rounded)
+    with pytest.raises(AssertionError):
+        check(Case(T=100, S=200, causal=False))
+
+
+def test_blocks_fit_the_arrays_and_the_staircase():
+    for chip, T, window, itemsize in itertools.product(
+        ("v5e", "v5p", "v6e", "tpu7x"), (1, 127, 1000, 4096, 32768), (None, 100, 5000), (2, 4)
+    ):
+        for H, is_plain in itertools.product((64, 128, 192, 256), (True, False)):
+            b = forward_blocks(chip, T, T, H, H, itemsize, is_plain, window)
+            assert b.chunk % b.keys == 0 and b.queries % 128 == 0 and b.keys % 128 == 0
+            assert b.queries % b.diagonal == 0 and b.queries % b.bounded_diagonal == 0
+            assert not is_plain or (b.queries % b.keys == 0 and b.chunk % b.queries == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paths", ["online", "bounded"])
+@pytest.mark.parametrize("T", [1, 127, 129, 1000])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 5, 400])
+@pytest.mark.parametrize("has_documents", [False, True])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("blocks", [SMALL, CHUNKS, WIDE], ids=["small", "chunks", "wide"])
+def test_product_of_the_features(paths, T, causal, window, has_documents, softcap, blocks):
+    lengths = (T // 3, 1, T - T // 3 - 1) if has_documents and T > 2 else None
+    H = 128 if blocks == WIDE else 64
+    check(
+        Case(
+            **dict(T=T, N=2, H=H, V=H, causal=causal, window=window, lengths=lengths),
+            **dict(softcap=softcap, blocks=blocks, paths=paths, has_sinks=T == 129),
+        )
+    )
