@@ -15,8 +15,8 @@ from jaxlm.core.errors import ConfigError
 JOIN_TIMEOUT_S = 120  # machines of one job start minutes apart
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="+", help="gin files; later ones override")
+def add_config_arguments(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+    parser.add_argument("config", nargs=nargs, help="gin files; later ones override")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override a field with a gin expression, e.g. --set OptimConfig.peak_lr=3e-4; repeatable",
