@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Next-token loss as sums and counts: whoever adds up last divides, once.
 
-    nats   = sum_bt w * (logsumexp(z) - z[target])
-    z_loss = sum_bt w * logsumexp(z)^2                      arXiv:2204.02311 section 5
+    nats      = sum_bt w * (logsumexp(z) - z[target])
+    z_squares = sum_bt w * logsumexp(z)^2
+    loss      = nats + z_loss * z_squares                   arXiv:2204.02311 section 5
 
 Legend: B batch  T positions  D model width  V vocabulary
 """
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxlm.core.types import Batch, Params
 from jaxlm.model.transformer import Model
+from jaxlm.nn import kernels
 
 
 class LossSums(NamedTuple):
@@ -23,14 +25,20 @@ class LossSums(NamedTuple):
     z_squares: jax.Array  # squared log-normalisers, for the z-loss
     correct: jax.Array  # positions whose most likely token was the target
     tokens: jax.Array  # sum of the weights
+    loss: jax.Array  # what is minimised: the only one to differentiate
 
     @classmethod
     def zeros(cls) -> "LossSums":
-        return cls(*jnp.zeros(4))
+        return cls(*jnp.zeros(len(cls._fields)))
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> LossSums:
-    """Weighted next-token sums.
+def cross_entropy(
+    logits_BTV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    z_loss: jax.Array | float = 0.0,
+) -> LossSums:
+    """Weighted next-token sums of whole logits.
 
     Shapes:   logits f32; targets int32 in [0, V); weights f32, 0 = position ignored
     Numerics: logsumexp in f32 of f32 logits; bf16 values near ln V = 11 would be 1/16 apart
@@ -38,16 +46,35 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.
     lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     is_correct_BT = target_logit_BT >= jnp.max(logits_BTV, axis=-1)
+    nats = jnp.sum(weights_BT * (lse_BT - target_logit_BT))
+    z_squares = jnp.sum(weights_BT * jnp.square(lse_BT))
     return LossSums(
-        nats=jnp.sum(weights_BT * (lse_BT - target_logit_BT)),
-        z_squares=jnp.sum(weights_BT * jnp.square(lse_BT)),
+        nats=nats,
+        z_squares=z_squares,
         correct=jnp.sum(weights_BT * is_correct_BT),
         tokens=jnp.sum(weights_BT),
+        loss=nats + z_loss * z_squares,
     )
 
 
-def batch_loss(model: Model, params: Params, batch: Batch) -> LossSums:
-    """The model's sums on one batch of packed rows."""
+def batch_loss(
+    model: Model, params: Params, batch: Batch, z_loss: jax.Array | float = 0.0
+) -> LossSums:
+    """The model's sums on one batch of packed rows.
+
+    Where there is a kernel, or where the logits would fill the memory, they are never whole.
+    """
     hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
-    logits_BTV = model.logits(params, hidden_BTD)
-    return cross_entropy(logits_BTV, batch["targets"], batch["weights"])
+    targets_BT, weights_BT = batch["targets"], batch["weights"]
+    if not kernels.is_loss_fused(model.config.loss_impl, targets_BT.size, model.config.vocab_size):
+        return cross_entropy(model.logits(params, hidden_BTD), targets_BT, weights_BT, z_loss)
+    found = kernels.linear_cross_entropy(
+        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+        model.output_matrix(params),
+        targets_BT.reshape(-1),
+        weights_BT.reshape(-1),
+        softcap=model.config.logit_softcap,
+        z_loss=z_loss,
+        impl=model.config.loss_impl,
+    )
+    return LossSums(found.nats, found.z_squares, found.correct, found.count, found.loss)

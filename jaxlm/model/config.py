@@ -38,7 +38,8 @@ class ModelConfig:
     tied_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     remat: RematPolicy = "none"
-    attention_impl: Literal["auto", "reference", "xla"] = "auto"
+    attention_impl: Literal["auto", "reference", "xla", "pallas"] = "auto"
+    loss_impl: Literal["auto", "reference", "xla", "pallas"] = "auto"  # reference: whole logits
 
     def __post_init__(self) -> None:
         positive = (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from jaxlm.nn import init
+from jaxlm.nn import init, kernels
 from jaxlm.nn.linear import linear
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import apply_rope
@@ -76,11 +76,13 @@ class Attention(nn.Module):
         mask: dict[str, Any] = dict(window=self.window, softcap=self.softcap, sinks_N=sinks_N)
         if cache is None:
             ids_BT = where.segment_ids_BT
-            ids = None if ids_BT is None else (ids_BT, ids_BT)
-            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids=ids, impl=self.impl, **mask)
+            out_BTNH = kernels.attention(
+                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=ids_BT, impl=self.impl, **mask
+            )
         else:
             cache = KVCache(*map(_write_at(where.offset_B), cache, (k_BTKH, v_BTKH)))
-            out_BTNH = attention(q_BTNH, *cache, q_offset=where.offset_B, **mask)
+            offset_B = where.offset_B  # few queries: no kernel
+            out_BTNH = attention(q_BTNH, *cache, q_offset=offset_B, impl="reference", **mask)
         return linear(out_BTNH, wo_NHD, num_inputs=2), cache
 
 

@@ -17,13 +17,15 @@ import numpy as np
 
 from jaxlm.config import Resolved, RunConfig, resolve
 from jaxlm.core.canonical import write_atomic, write_json_atomic
-from jaxlm.core.errors import NonFiniteError
+from jaxlm.core.errors import ConfigError, NonFiniteError
 from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import PreparedData
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
 from jaxlm.model.transformer import Model
+from jaxlm.nn import kernels
 from jaxlm.optim.groups import group_indices
+from jaxlm.sharding.mesh import make_mesh
 from jaxlm.telemetry.display import Display, make_display
 from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.report import write_report
@@ -49,6 +51,7 @@ def run_training(
     display = make_display(config.train.log_every) if display is None else display
     resolved = resolve(config, jax.device_count())
     display.table("run", describe(resolved))
+    kernel_choices(config)
     group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
     data, lock = main_first(lambda: _prepare(config, run_dir, gin_text, display))
     summary: Summary = {"status": "crashed", "step": None, "final": None}
@@ -146,12 +149,26 @@ def _train(
                 "data_id": data.data_id,
                 "tokenizer_sha256": data.tokenizer_sha256,
                 "config_id": config.config_id,
+                "kernels": kernel_choices(config),
             }
             write_json_atomic(run_dir / "env.json", environment(**facts))
         with on_mesh(run.trainer.mesh):
             return train(run, stop)
     finally:
         run.close()
+
+
+def kernel_choices(config: RunConfig) -> dict[str, str]:
+    """What attention and loss run by.  Raises ConfigError for a kernel that cannot run here."""
+    model, data = config.model, config.data
+    rows = data.batch_size // config.train.num_micro_batches
+    try:
+        with on_mesh(make_mesh(config.mesh)):
+            return kernels.chosen(
+                model.attention_impl, model.loss_impl, rows, data.seq_len, model.vocab_size
+            )
+    except ValueError as e:
+        raise ConfigError(f"ModelConfig: {e}; set it to 'auto'") from e
 
 
 def _prepare(

@@ -60,7 +60,7 @@ def build_trainer(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    loss_fn = lambda params, batch: batch_loss(model, params, batch)
+    loss_fn = partial(batch_loss, model)
     lr_scale = partial(learning_rate_scale, config.optim.schedule)
     step = make_train_step(loss_fn, optimizer, lr_scale, config.train.num_micro_batches)
     return Trainer(

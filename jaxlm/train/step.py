@@ -18,7 +18,7 @@ from jaxlm.optim.apply import apply_update
 from jaxlm.sharding.rules import ROWS
 from jaxlm.train.state import Hparams, Optimizer, TrainState
 
-LossFn = Callable[[Params, Batch], LossSums]
+LossFn = Callable[[Params, Batch, jax.Array], LossSums]
 Schedule = Callable[[jax.Array, Hparams], jax.Array]  # share of the peak learning rate
 Gradient = tuple[Params, LossSums]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -38,8 +38,8 @@ def make_train_step(
         num_tokens = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
         def objective(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
-            sums = loss_fn(params, part)
-            return (sums.nats + state.hparams["z_loss"] * sums.z_squares) / num_tokens, sums
+            sums = loss_fn(params, part, state.hparams["z_loss"])
+            return sums.loss / num_tokens, sums
 
         gradient = partial(jax.grad(objective, has_aux=True), state.params)
         zeros = jax.tree.map(jnp.zeros_like, state.params), LossSums.zeros()

@@ -129,6 +129,7 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "batch and mesh": (None, set_("DataConfig.batch_size = 12"), "not divisible by the mesh's data x fsdp = 8 x 1"),
     "mesh and devices": (None, set_("MeshConfig.data = 3"), "needs 3 devices, found 8; set one axis to -1"),
     "mesh and width": (None, set_("MeshConfig.model = 8"), "num_heads=2 is not divisible by MeshConfig.model=8"),
+    "kernel": (None, set_("ModelConfig.attention_impl = 'pallas'"), "cannot run: the mesh is of cpu devices"),
     "warmup": (None, set_("OptimConfig.warmup_steps = 9"), "below TrainConfig.num_steps=4, got 9"),
     "group": (
         None, set_("OptimConfig.groups = [@GroupConfig()]") + " --set \"GroupConfig.pattern = 'x'\"",

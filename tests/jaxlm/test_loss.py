@@ -37,7 +37,10 @@ def test_sums_agree_with_numpy(shape, scale):
     """300: exponentials of the logits themselves would overflow f32."""
     case = random_case(*shape, scale)
     # at most 35 terms: the logarithm and the sum round by 2^-24 each
-    np.testing.assert_allclose(cross_entropy(*case), expected_sums(*case), rtol=3e-6, atol=1e-6)
+    sums = cross_entropy(*case, z_loss=0.5)
+    nats, squares, *_ = expected = expected_sums(*case)
+    expected = (*expected, nats + 0.5 * squares)
+    np.testing.assert_allclose(sums, expected, rtol=3e-6, atol=1e-6)
 
 
 def test_sums_of_parts_add_up_to_those_of_the_batch():
@@ -68,4 +71,4 @@ def test_the_gradient_is_the_weighted_probability_minus_the_target():
 
 def test_a_batch_without_weights_sums_to_zero():
     logits, targets, weights = random_case(2, 7, 13)
-    assert cross_entropy(logits, targets, 0 * weights) == LossSums(0, 0, 0, 0)
+    assert cross_entropy(logits, targets, 0 * weights) == LossSums(0, 0, 0, 0, 0)

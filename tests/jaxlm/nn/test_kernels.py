@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels mapped over a mesh by hand give what one device gives: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.nn import kernels
+from jaxlm.sharding.config import MeshConfig
+from jaxlm.sharding.mesh import make_mesh
+from jaxlm.sharding.rules import ROWS
+from jaxlm.train.setup import on_mesh
+from pallas_kernels.attention import reference
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 1, 2)]
+
+
+def mesh_of(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
+    data, fsdp, model = shape
+    devices = jax.devices()[: data * fsdp * model]
+    return make_mesh(MeshConfig(data=data, fsdp=fsdp, model=model), devices)
+
+
+def close(found, expected) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+R, D, V = 64, 16, 40
+RNG = np.random.default_rng(0)
+X_RD, TABLE_VD = (RNG.normal(size=(n, D)).astype(np.float32) for n in (R, V))
+TARGETS_R, WEIGHTS_R = RNG.integers(V, size=R), (RNG.random(R) > 0.3).astype(np.float32)
+
+
+def loss_of_whole_logits(x_RD, table_VD):
+    z_RV = 5.0 * jnp.tanh(x_RD @ table_VD.T / 5.0)
+    lse_R = jnp.log(jnp.exp(z_RV).sum(1))
+    loss = jnp.sum(WEIGHTS_R * (lse_R - z_RV[jnp.arange(R), TARGETS_R] + 0.1 * lse_R**2))
+    return loss, jnp.sum(WEIGHTS_R * (z_RV.argmax(1) == TARGETS_R))
+
+
+def loss_of_shards(x_RD, table_VD):
+    found = kernels.linear_cross_entropy(
+        x_RD, table_VD, TARGETS_R, WEIGHTS_R, softcap=5.0, z_loss=0.1, impl="auto"
+    )
+    return found.loss, found.correct
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_the_loss_of_shards_is_that_of_the_whole(shape) -> None:
+    """Rows over data and fsdp, the vocabulary over model, the table's width over fsdp."""
+    mesh = mesh_of(shape)
+    place = lambda a, spec: jax.device_put(a, jax.NamedSharding(mesh, spec))
+    with on_mesh(mesh):
+        arrays = place(X_RD, ROWS), place(TABLE_VD, jax.P("model", "fsdp"))
+        trained = jax.jit(jax.value_and_grad(loss_of_shards, (0, 1), has_aux=True))(*arrays)
+        evaluated = jax.jit(loss_of_shards)(*arrays)
+    whole = jax.value_and_grad(loss_of_whole_logits, (0, 1), has_aux=True)(X_RD, TABLE_VD)
+    close(trained, whole)
+    close(evaluated, whole[0])
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_attention_of_shards_is_that_of_the_whole(shape, monkeypatch) -> None:
+    """As on a TPU, with the definition in the kernel's place."""
+    rng = np.random.default_rng(0)
+    B, T, N, K, H = 8, 9, 4, 2, 8
+    q, k, v = (rng.normal(size=(B, T, n, H)).astype(np.float32) for n in (N, K, K))
+    ids, sinks = np.repeat([[0, 1, 1]], B, 0).repeat(3, 1), rng.normal(size=N).astype(np.float32)
+    weights = rng.normal(size=(B, T, N, H)).astype(np.float32)
+
+    def whole(q, k, v, sinks):
+        options = dict(scale=H**-0.5, window=4, softcap=3.0, segment_ids=(ids, ids))
+        return jnp.sum(weights * reference.attention(q, k, v, sinks_N=sinks, **options))
+
+    def sharded(q, k, v, sinks):
+        options = dict(window=4, softcap=3.0, impl="reference")
+        out = kernels.attention(q, k, v, segment_ids_BT=ids, sinks_N=sinks, **options)
+        return jnp.sum(weights * out)
+
+    monkeypatch.setattr(kernels, "mesh_chip", lambda: "v6e")
+    with on_mesh(mesh_of(shape)):
+        found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 3)))(q, k, v, sinks)
+    close(found, jax.value_and_grad(whole, (0, 1, 2, 3))(q, k, v, sinks))
