@@ -146,7 +146,12 @@ def backward(s: Spec, chip: str) -> Work:
 
 
 def flash(s: Spec, chip: str, block: int) -> Work:
-    """jax's flash_attention, forward; one kv head per query head, no window."""
+    """jax's flash_attention, forward; it takes one kv head per query head.
+
+    Raises ValueError for a window, which it does not know.
+    """
+    if s.window is not None:
+        raise ValueError("flash_attention has no window")
     from jax.experimental.pallas.ops.tpu import flash_attention as fa
 
     def function(q: Any, k: Any, v: Any, *ids: Any) -> Any:

@@ -152,8 +152,7 @@ def _sharded_loss_fwd(softcap, choose, x_RD, table_VD, targets_R, weights_R, z_l
 
 def _sharded_loss_bwd(softcap, choose, gradients, cotangents):  # type: ignore[no-untyped-def]
     del softcap, choose
-    scaled = [(cotangents.loss * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
-    return *scaled, None, None, None
+    return *loss_api.scaled(gradients, cotangents), None, None, None
 
 
 _sharded_loss.defvjp(_sharded_loss_fwd, _sharded_loss_bwd)

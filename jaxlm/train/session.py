@@ -95,7 +95,7 @@ def describe_memory(config: RunConfig) -> dict[str, str]:
     ints = jax.ShapeDtypeStruct((rows, config.data.seq_len), np.int32)
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ints)
     batch["weights"] = jax.ShapeDtypeStruct(ints.shape, np.float32)
-    loss = lambda params, batch: batch_loss(trainer.model, params, batch).nats
+    loss = lambda params, batch: batch_loss(trainer.model, params, batch).loss
     owners = {
         "parameters": _num_bytes(state.params),
         "gradients": _num_bytes(state.params),

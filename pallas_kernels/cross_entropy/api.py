@@ -120,8 +120,12 @@ def _fused_forward(x_RD, table_VD, targets_R, weights_R, z_loss, task, how):
 
 def _fused_backward(task, how, gradients, cotangents):
     del task, how
-    scaled = [(cotangents.loss * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
-    return *scaled, None, None, None
+    return *scaled(gradients, cotangents), None, None, None
+
+
+def scaled(gradients: tuple[jax.Array, ...], cotangents: CrossEntropy) -> list[jax.Array]:
+    """Gradients of the loss times what comes back for it; the statistics have none."""
+    return [(cotangents.loss * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
