@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import reference, tpu, xla
+from pallas_kernels.attention import reference, xla
 from pallas_kernels.attention.masks import Mask, Start
 from pallas_kernels.tuning.chips import running_chip
 
@@ -63,6 +63,8 @@ def attention(
     can_skip = xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=distance)
     impl = choose(impl, _why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH), q_BTNH.shape[1], can_skip)
     if impl == "pallas":
+        from pallas_kernels.attention import tpu  # here: Pallas takes half a second to import
+
         options = tpu.Options(Mask(causal, window), scale, softcap, chip or "", False)
         out, lse = tpu.attention(
             q_BTNH, k_BSKH, v_BSKH, sinks_N, segment_ids, q_offset, k_offset, logit_bound, options

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.cross_entropy import reference, tpu, xla
+from pallas_kernels.cross_entropy import reference, xla
 from pallas_kernels.cross_entropy.rows import CrossEntropy, Task, sums
 from pallas_kernels.tuning.chips import running_chip
 from pallas_kernels.tuning.cross_entropy import CHIPS, Config, config
@@ -79,6 +79,8 @@ def forward(
     """
     local, local_targets_R = _localize(task, len(table_VD), targets_R)
     if isinstance(how, Config):
+        from pallas_kernels.cross_entropy import tpu  # here: Pallas takes half a second to import
+
         rows = tpu.statistics(x_RD, table_VD, local_targets_R, local, how)
     else:
         rows = xla.statistics(x_RD, table_VD, local_targets_R, local)
@@ -100,6 +102,8 @@ def forward_and_gradients(
     local, local_targets_R = _localize(task, len(table_VD), targets_R)
     arrays = x_RD, table_VD, local_targets_R, weights_R, local
     if isinstance(how, Config):
+        from pallas_kernels.cross_entropy import tpu
+
         rows, dx_RD, dtable_VD = tpu.statistics_and_gradients(*arrays, how)
     else:
         rows, dx_RD, dtable_VD = xla.statistics_and_gradients(*arrays)
