@@ -6,6 +6,7 @@ builds in a cache directory; what others left half done is removed, never truste
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -36,10 +37,21 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(cache_dir: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Waits for whoever builds in `cache_dir`, then removes what killed builders left there."""
+    """Waits for whoever builds in `cache_dir`, then removes what killed builders left there.
+
+    On a read-only disk nobody builds: no lock; what is complete there can still be read.
+    """
     with writing(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(cache_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            lock = os.open(cache_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as e:
+            if e.errno not in (errno.EROFS, errno.EACCES) or not cache_dir.is_dir():
+                raise
+            lock = None
+    if lock is None:
+        yield
+        return
     try:
         with writing(cache_dir):
             try:

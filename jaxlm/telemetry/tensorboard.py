@@ -4,12 +4,22 @@
 Needs the extra `tensorboard`, imported only when a writer is made.
 """
 
+import importlib.util
 from pathlib import Path
 
 from jaxlm.core.errors import ConfigError
 from jaxlm.telemetry.writer import Row
 
 FLUSH_S = 10  # between two writes to disk, by a thread of tensorboardX
+
+
+def check_installed() -> None:
+    """Raises ConfigError without tensorboardX."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError(
+            "TrainConfig.tensorboard=True needs tensorboardX: "
+            "pip install 'jaxlm[tensorboard]', or set it to False"
+        )
 
 
 class TensorBoardWriter:
@@ -20,14 +30,10 @@ class TensorBoardWriter:
 
         Raises ConfigError without tensorboardX.
         """
-        try:
-            from tensorboardX import SummaryWriter
-            from tensorboardX.proto.summary_pb2 import Summary
-        except ImportError as e:
-            raise ConfigError(
-                "TrainConfig.tensorboard=True needs tensorboardX: "
-                "pip install 'jaxlm[tensorboard]', or set it to False"
-            ) from e
+        check_installed()
+        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.summary_pb2 import Summary
+
         purge_step = None if resumed_step is None else resumed_step + 1
         self._writer = SummaryWriter(
             str(run_dir / "tensorboard"), purge_step=purge_step, flush_secs=FLUSH_S

@@ -29,6 +29,7 @@ from jaxlm.sharding.mesh import make_mesh
 from jaxlm.telemetry.display import Display, make_display
 from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.report import write_report
+from jaxlm.telemetry.tensorboard import check_installed
 from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.loop import Outcome, Run, train
 from jaxlm.train.processes import leaving_at_failure, main_first
@@ -52,6 +53,8 @@ def run_training(
     resolved = resolve(config, jax.device_count())
     display.table("run", describe(resolved))
     kernel_choices(config)
+    if config.train.tensorboard:
+        check_installed()
     group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
     data, lock = main_first(lambda: _prepare(config, run_dir, gin_text, display))
     summary: Summary = {"status": "crashed", "step": None, "final": None}

@@ -156,6 +156,16 @@ def test_read_only_directories_are_refused_before_text_is_read(
         assert not Path("run").exists()
 
 
+def test_a_complete_cache_on_a_read_only_disk_is_read(capfd: pytest.CaptureFixture[str]) -> None:
+    with small_disk(Path("data"), "16m"):
+        assert main(["data", "prepare", "base.gin"]) == 0
+        before = tree("data")
+        remount(Path("data"), "ro")
+        assert main(TRAIN) == 0
+        assert tree("data") == before
+    assert capfd.readouterr().err == ""
+
+
 def test_a_read_only_run_can_still_be_used(capfd: pytest.CaptureFixture[str]) -> None:
     with small_disk(Path("run"), "4m"):
         assert main(TRAIN) == 0
