@@ -109,11 +109,13 @@ class Run:
         data: PreparedData,
         run_dir: Path,
         display: Display,
+        trainer: Trainer | None = None,
     ) -> None:
+        """trainer: of a config that differs in nothing but seeds and the optimizer's scalars."""
         self.config, self.resolved = config, resolved
         self.run_dir, self.display = run_dir, display
         self.tokenizer = load_tokenizer(data.tokenizer_path, sha256=data.tokenizer_sha256)
-        self.trainer: Trainer = build_trainer(config, self.tokenizer.bytes_per_token_V)
+        self.trainer = trainer or build_trainer(config, self.tokenizer.bytes_per_token_V)
         self.train_source = BatchSource(data, config.data, split="train")
         self.valid_source = BatchSource(data, config.data, split="valid")
         self.rows = local_rows(self.trainer.mesh, config.data.batch_size)
@@ -136,7 +138,7 @@ class Run:
         directory = self.run_dir / CHECKPOINTS
         step = newest_whole(directory, lambda text: self.reporter.event(0, "damaged", text))
         if step is None:
-            return self.trainer.init(jax.random.key(self.config.train.seed)), 0
+            return self.trainer.fresh_state(self.config), 0
         state = restore(directory, step, self.trainer.abstract_state, self.identity.data_id)
         rows = [row for row in latest_rows(self.run_dir, "train") if row["step"] == step]
         self.reporter.resume(rows[-1]["data/tokens_seen"] if rows else 0)

@@ -34,16 +34,23 @@ from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.loop import Outcome, Run, train
 from jaxlm.train.processes import leaving_at_failure, main_first
 from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, open_run_dir
-from jaxlm.train.setup import build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, build_trainer, on_mesh
 from jaxlm.train.stop import StopRequest
 
 Summary = dict[str, Any]  # what summary.json holds
 
 
 def run_training(
-    config: RunConfig, run_dir: Path, gin_text: str = "", display: Display | None = None
+    config: RunConfig,
+    run_dir: Path,
+    gin_text: str = "",
+    display: Display | None = None,
+    trainer: Trainer | None = None,
 ) -> Summary:
     """Trains, or goes on training what `run_dir` holds.  All processes call it alike.
+
+    trainer: compiled functions of an earlier run that differs in nothing but seeds and the
+             optimizer's scalars; None: built here
 
     Raises a UserError, before anything is written, when config, data, devices and directory do not
     fit together; NonFiniteError and CheckpointError as jaxlm.train.loop.train.
@@ -61,15 +68,15 @@ def run_training(
     summary |= {"baselines": data.baselines, "resolved": describe(resolved)}
     try:
         with leaving_at_failure(), display, StopRequest() as stop:
-            outcome = _train(config, resolved, data, run_dir, display, stop)
+            outcome = _train(config, resolved, data, run_dir, display, stop, trainer)
         summary |= dataclasses.asdict(outcome)
         if is_main:
-            _write_end(run_dir, summary)
+            write_end(run_dir, summary)
     except BaseException as error:
         if is_main:
             summary["status"] = "diverged" if isinstance(error, NonFiniteError) else "crashed"
             with contextlib.suppress(OSError):  # what ended the run is the news, not a full disk
-                _write_end(run_dir, summary)
+                write_end(run_dir, summary)
         raise
     finally:
         if lock is not None:
@@ -77,7 +84,8 @@ def run_training(
     return summary
 
 
-def _write_end(run_dir: Path, summary: Summary) -> None:
+def write_end(run_dir: Path, summary: Summary) -> None:
+    """summary.json and report.html: the last that a run writes."""
     if summary["step"] is None:
         summary["step"] = max((row["step"] for row in read_rows(run_dir, "train")), default=0)
     write_json_atomic(run_dir / "summary.json", summary)
@@ -136,29 +144,36 @@ def _train(
     run_dir: Path,
     display: Display,
     stop: StopRequest,
+    trainer: Trainer | None,
 ) -> Outcome:
-    run = Run(config, resolved, data, run_dir, display)
+    run = Run(config, resolved, data, run_dir, display, trainer)
     try:
         if run.is_main:
-            write_atomic(run_dir / TOKENIZER, data.tokenizer_path.read_bytes())
-            peak, peak_source = peak_flops(jax.devices()[0], config.model.compute_dtype)
-            facts = {
-                "devices": str(jax.devices()[0].device_kind),
-                "num_devices": jax.device_count(),
-                "processes": jax.process_count(),
-                "mesh": dict(run.trainer.mesh.shape),
-                "peak_flops_per_device": peak,
-                "peak_flops_source": peak_source,
-                "data_id": data.data_id,
-                "tokenizer_sha256": data.tokenizer_sha256,
-                "config_id": config.config_id,
-                "kernels": kernel_choices(config),
-            }
-            write_json_atomic(run_dir / "env.json", environment(**facts))
+            write_start(run, data)
         with on_mesh(run.trainer.mesh):
             return train(run, stop)
     finally:
         run.close()
+
+
+def write_start(run: Run, data: PreparedData) -> None:
+    """What a run directory holds before the first update: tokenizer and env.json."""
+    config, device = run.config, jax.devices()[0]
+    write_atomic(run.run_dir / TOKENIZER, data.tokenizer_path.read_bytes())
+    peak, peak_source = peak_flops(device, config.model.compute_dtype)
+    facts = {
+        "devices": str(device.device_kind),
+        "num_devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "mesh": dict(run.trainer.mesh.shape),
+        "peak_flops_per_device": peak,
+        "peak_flops_source": peak_source,
+        "data_id": data.data_id,
+        "tokenizer_sha256": data.tokenizer_sha256,
+        "config_id": config.config_id,
+        "kernels": kernel_choices(config),
+    }
+    write_json_atomic(run.run_dir / "env.json", environment(**facts))
 
 
 def kernel_choices(config: RunConfig) -> dict[str, str]:

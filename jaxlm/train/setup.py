@@ -40,6 +40,18 @@ class Trainer:
     eval_params: Callable[[TrainState], Params]  # differs from state.params when averaged
     eval_step: EvalStep
 
+    def fresh_state(self, config: RunConfig) -> TrainState:
+        """The state before the first update, with the seed and the optimizer's scalars of `config`.
+
+        All else of `config` must be as in the config that the trainer was built for.
+        """
+        state = self.init(jax.random.key(config.train.seed))
+        scalars = hparams(config.optim, config.train.num_steps)
+        placed = jax.tree.map(
+            lambda x, old: jax.device_put(x, old.sharding), scalars, state.hparams
+        )
+        return state._replace(hparams=placed)
+
 
 def build_trainer(
     config: RunConfig, bytes_per_token_V: np.ndarray, mesh: Mesh | None = None

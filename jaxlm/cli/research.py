@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxlm research log | show | verify`: what a project has tried, and whether its record holds.
+
+`train` and `evaluate` are what `jaxlm ablate` starts its workers with.
+"""
+
+import argparse
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxlm.cli.common import add_device_arguments, set_up_devices
+from jaxlm.core.errors import RunError
+
+if TYPE_CHECKING:
+    from jaxlm.research.ledger import Ledger
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    log = verbs.add_parser("log", help="every record, a line each")
+    show = verbs.add_parser("show", help="one record, whole")
+    show.add_argument("seq", type=int, metavar="N", help="number of the record, as `log` prints it")
+    verify = verbs.add_parser("verify", help="check every hash, and every run against its record")
+    for verb in (log, show, verify):
+        verb.add_argument(
+            "--project", type=Path, default=Path("research"), help="folder (default %(default)s)"
+        )
+    for name, text in (("train", "train the runs of a job"), ("evaluate", "judge them")):
+        worker = verbs.add_parser(name, help=f"worker: {text}")
+        worker.add_argument("job", type=Path)
+        add_device_arguments(worker)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.verb in ("train", "evaluate"):
+        from jaxlm.research.launch import die_with_parent
+
+        die_with_parent()
+        set_up_devices(args)
+        from jaxlm.research import worker
+        from jaxlm.research.jobs import read_job
+
+        {"train": worker.train, "evaluate": worker.evaluate}[args.verb](read_job(args.job))
+        return 0
+    from jaxlm.research.ledger import Ledger
+
+    ledger = Ledger(args.project / "ledger.jsonl")
+    if not ledger.path.exists():
+        raise RunError(
+            f"{ledger.path} does not exist; `jaxlm ablate` begins one, or give --project"
+        )
+    if args.verb == "verify":
+        return _verify(ledger, args.project)
+    records = list(ledger)
+    if args.verb == "log":
+        from jaxlm.research.readable import line
+
+        for record in records:
+            when = datetime.fromtimestamp(record.time).strftime("%Y-%m-%d %H:%M")
+            print(f"{record.seq:5d}  {when}  {record.kind:9s} {line(record)}")
+        return 0
+    if not 0 <= args.seq < len(records):
+        raise RunError(f"no record {args.seq}; {ledger.path} has 0 to {len(records) - 1}")
+    record = records[args.seq]
+    print(json.dumps({"kind": record.kind, "hash": record.hash, **record.body}, indent=2))
+    return 0
+
+
+def _verify(ledger: "Ledger", project: Path) -> int:
+    from jaxlm.research.verify import verify
+
+    problems = verify(ledger, project)
+    for problem in problems:
+        print(problem)
+    count = sum(1 for _ in ledger.path.read_bytes().splitlines())
+    print(f"{ledger.path}: {count} records, {len(problems) or 'no'} problem(s)")
+    return 2 if problems else 0

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records as lines for people.  Standard library only."""
+
+from typing import Any
+
+from jaxlm.research.ledger import Record
+from jaxlm.telemetry.readable import printable
+
+
+def line(record: Record) -> str:
+    """What a record says, in one line."""
+    body = record.body
+    say = {"protocol": _protocol, "approval": _approval, "run": _run, "review": _review}
+    return printable(say[record.kind](body) if record.kind in say else str(body)[:80])
+
+
+def _protocol(body: dict[str, Any]) -> str:
+    arms = ", ".join(arm["name"] for arm in body["arms"])
+    return f"{body['id'][:12]}  {arms}; seeds {len(body['seeds'])}; {body['hypothesis']}"
+
+
+def _approval(body: dict[str, Any]) -> str:
+    return f"{body['protocol'][:12]}  by {body['by']}"
+
+
+def _run(body: dict[str, Any]) -> str:
+    metric = "-" if body["metric"] is None else f"{body['metric']:.4f}"
+    reused = ", trained earlier" if body["is_reused"] else ""
+    return f"{body['arm']}, seed {body['seed']}: {metric} ({body['status']}{reused})"
+
+
+def _review(body: dict[str, Any]) -> str:
+    verdicts = "; ".join(f"{v['arm']}: {v['decision']}" for v in body["verdicts"])
+    return f"{body['protocol'][:12]}  {verdicts}"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Effects shrunken towards what ideas usually do, and the probability that one is good.
+
+The estimate that was selected is too good on average (winner's curse).  Under the prior
+    e ~ p_null . 0 + p_good . -Exp(mean_effect) + p_bad . +Exp(mean_effect),   x | e ~ N(e, se^2),
+the posterior is a mixture of a point and two truncated normals, so its weights and means have closed
+forms.  An expectation over it is not inflated by selection, if the prior is about right: hence
+`fit_prior`, empirical Bayes by EM with the ideas themselves (Efron, Large-Scale Inference, 2010).
+All functions are vectorised over ideas.
+"""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_ndtr
+
+Floats = NDArray[np.float64]
+SCALE_WEIGHT = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """What an idea does to the loss: good, nothing or bad; sizes are exponential, in nats.
+
+    The default is fitted to 125 public experiments of one night (karpathy/autoresearch, mar8).
+    """
+
+    p_good: float = 0.15
+    p_null: float = 0.35
+    p_bad: float = 0.50
+    mean_effect: float = 1.5e-3  # of those that do something
+
+    def __post_init__(self) -> None:
+        shares = (self.p_good, self.p_null, self.p_bad)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"prior's shares must be >= 0 and sum to 1, got {shares}")
+        if not self.mean_effect > 0:
+            raise ValueError(f"prior's mean_effect must be > 0, got {self.mean_effect!r}")
+
+    @property
+    def variance(self) -> float:
+        """About zero."""
+        return 2 * (1 - self.p_null) * self.mean_effect**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """Per idea."""
+
+    p_good: Floats
+    p_null: Floats
+    mean: Floats  # of the effect: the shrunken estimate
+    upside: Floats  # mean of max(0, -effect)
+    log_evidence: float  # of all estimates under the prior
+
+
+def posterior(estimate: ArrayLike, se: ArrayLike, prior: Prior) -> Posterior:
+    """Of each effect, given its unbiased estimate and standard error."""
+    x, s = np.broadcast_arrays(np.asarray(estimate, float), np.asarray(se, float))
+    if np.any(~np.isfinite(x)) or np.any(~(s > 0)):
+        raise ValueError("estimates must be finite and standard errors positive")
+    log_null = -0.5 * (x / s) ** 2 - np.log(s) - 0.5 * np.log(2 * np.pi)
+    log_good, size_good = _slab(-x, s, prior.mean_effect)
+    log_bad, size_bad = _slab(x, s, prior.mean_effect)
+    with np.errstate(divide="ignore"):
+        shares = np.log([prior.p_good, prior.p_null, prior.p_bad])
+    logs = np.stack([log_good, log_null, log_bad]) + shares.reshape(3, *[1] * x.ndim)
+    total = np.logaddexp.reduce(logs)
+    good, null, bad = np.exp(logs - total)
+    upside = good * size_good
+    return Posterior(good, null, bad * size_bad - upside, upside, float(total.sum()))
+
+
+def _slab(x: Floats, s: Floats, mean_effect: float) -> tuple[Floats, Floats]:
+    """Of size u ~ Exp(mean_effect) seen as x ~ N(u, s^2): (log density of x, mean of u given x)."""
+    centre = x - s * s / mean_effect  # u | x is N(centre, s^2) cut off at 0
+    log_tail = log_ndtr(centre / s)
+    log_density = -np.log(mean_effect) + (s / mean_effect) ** 2 / 2 - x / mean_effect + log_tail
+    hazard = np.exp(-0.5 * (centre / s) ** 2 - 0.5 * np.log(2 * np.pi) - log_tail)
+    return log_density, centre + s * hazard
+
+
+def fit_prior(
+    estimate: ArrayLike, se: ArrayLike, anchor: Prior, *, weight: float = 10.0,
+    start: Prior | None = None, steps: int = 10,
+) -> Prior:  # fmt: skip
+    """The prior that the ideas' own estimates suggest; `anchor` counts like `weight` ideas.
+
+    The shares of good and bad ideas are much the same from one model to the next, the size of effects
+    is not: there the anchor counts only for `SCALE_WEIGHT`.
+
+    EM: shares and sizes from the posterior under the last prior, from `start` on (the anchor).
+    """
+    x, s = np.atleast_1d(np.asarray(estimate, float)), np.asarray(se, float)
+    shares = np.array([anchor.p_good, anchor.p_null, anchor.p_bad])
+    active = SCALE_WEIGHT * (1 - anchor.p_null)
+    prior = start or anchor
+    for _ in range(steps):
+        good, null, size = _expected(x, s, prior)
+        counts = weight * shares + [good.sum(), null.sum(), (1 - good - null).sum()]
+        p_good, p_null, _ = counts / counts.sum()
+        mean = (active * anchor.mean_effect + size.sum()) / (active + (1 - null).sum())
+        prior = Prior(float(p_good), float(p_null), float(1 - p_good - p_null), float(mean))
+    return prior
+
+
+def _expected(x: Floats, s: Floats, prior: Prior) -> tuple[Floats, Floats, Floats]:
+    """(P(good), P(null), E|e|) of each idea."""
+    post = posterior(x, s, prior)
+    return post.p_good, post.p_null, post.mean + 2 * post.upside
+
+
+def normal_shrink(estimate: ArrayLike, se: ArrayLike) -> Floats:
+    """Effects under a normal prior about 0 whose variance is taken from the estimates (moments)."""
+    x, variance = np.asarray(estimate, float), np.asarray(se, float) ** 2
+    tau2 = max(0.0, float(np.mean(x**2 - variance)))
+    return np.asarray(x * tau2 / (tau2 + variance))
+
+
+def keep_set(
+    post: Posterior, false_discovery: float, may: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """The most ideas whose expected share of not-good ones is at most `false_discovery`.
+
+    Only those with a shrunken effect below zero, and which `may` be kept.
+    """
+    wrong = np.where((post.mean < 0) & (True if may is None else may), 1 - post.p_good, np.inf)
+    order = np.argsort(wrong, kind="stable")
+    mean_wrong = np.cumsum(wrong[order]) / np.arange(1, wrong.size + 1)
+    keep = np.zeros(wrong.size, bool)
+    keep[order[: int(np.sum(mean_wrong <= false_discovery))]] = True
+    return keep

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many runs in one program: the train step, vmapped over members, which are split over devices.
+
+    states (M, ...), batches (M, B, T)  ->  states (M, ...), metrics (M,)
+
+Members differ in seeds and in the optimizer's scalars.  Each has its own run directory, as if it
+had been trained alone; the sums inside of its products may be ordered otherwise, so its losses
+agree with those of a run alone to rounding, not to the bit.  One compilation serves all.
+
+Legend: M members  B batch  T positions
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.config import resolve
+from jaxlm.core.errors import NonFiniteError
+from jaxlm.core.types import Batch, Metrics
+from jaxlm.data.prepare import prepare
+from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.research.jobs import JobRun
+from jaxlm.sharding.mesh import AXES
+from jaxlm.telemetry.display import Display
+from jaxlm.train.checkpoint import list_checkpoints, restore
+from jaxlm.train.loop import Outcome, Run
+from jaxlm.train.run_dir import CHECKPOINTS, open_run_dir
+from jaxlm.train.session import describe, write_end, write_start
+from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.state import TrainState
+
+Tell = Callable[[Path, int], None]  # (run directory, completed updates)
+MEMBERS = "members"
+
+
+def train_together(jobs: Sequence[JobRun], tell: Tell, quiet: Display) -> None:
+    """Trains runs of one program (jobs.program_id) to their end, from their newest common checkpoint.
+
+    Raises CheckpointError when a save failed.  A member that diverges stops alone.
+    """
+    trainer = _trainer(jobs)
+    with contextlib.ExitStack() as stack:
+        members = [stack.enter_context(_opened(job, trainer, quiet)) for job in jobs]
+        stack.enter_context(on_mesh(trainer.mesh))
+        _train(members, trainer, tell)
+
+
+@dataclasses.dataclass
+class _Member:
+    run: Run
+    summary: dict[str, Any]
+    has_diverged: bool = False
+
+
+@contextlib.contextmanager
+def _opened(job: JobRun, trainer: Trainer, quiet: Display) -> Iterator[_Member]:
+    """A run directory, held and begun; its summary is written when the block ends, however."""
+    data = prepare(job.config.data)
+    resolved = resolve(job.config, 1)
+    with open_run_dir(job.directory, job.config, "", data.data_id):
+        run = Run(job.config, resolved, data, job.directory, quiet, trainer)
+        summary = {"status": "crashed", "step": None, "final": None, "baselines": data.baselines}
+        member = _Member(run, summary | {"resolved": describe(resolved)})
+        try:
+            write_start(run, data)
+            yield member
+        finally:
+            run.close()
+            with contextlib.suppress(OSError):
+                write_end(job.directory, member.summary)
+
+
+def _trainer(jobs: Sequence[JobRun]) -> Trainer:
+    """On a mesh of all devices that divide the members; every member lives on one of them."""
+    config = jobs[0].config
+    data = prepare(config.data)
+    tokenizer = load_tokenizer(data.tokenizer_path, sha256=data.tokenizer_sha256)
+    devices = math.gcd(len(jobs), jax.device_count())
+    mesh = jax.make_mesh(
+        (devices, 1, 1, 1),
+        (MEMBERS, *AXES),
+        axis_types=(AxisType.Auto,) * 4,
+        devices=jax.devices()[:devices],
+    )
+    return build_trainer(config, tokenizer.bytes_per_token_V, mesh)
+
+
+def _train(members: list[_Member], trainer: Trainer, tell: Tell) -> None:
+    config, began = members[0].run.config.train, time.perf_counter()
+    states, step = _initial(members, trainer)
+    advance = jax.jit(jax.vmap(trainer.step, spmd_axis_name=MEMBERS), donate_argnums=0)
+    sources = [m.run.train_source.iter_batches(step, config.num_steps) for m in members]
+    pending: tuple[int, Metrics] | None = None  # the host reads metrics one update late
+    for batches in zip(*sources, strict=True):
+        states, metrics = advance(states, _stack(batches, trainer.mesh))
+        step += 1
+        if pending is not None:
+            _report(members, *pending, tell)
+        pending = (step, metrics)
+        is_last = step == config.num_steps
+        evaluates = step % config.eval_every == 0 and not is_last
+        saves = step % config.checkpoint_every == 0 or is_last
+        if evaluates or saves:
+            _report(members, *pending, tell)
+            pending = None
+            for member, state in _sound(members, states):
+                if saves:
+                    member.run.checkpoints.save(step, state)
+                if evaluates:
+                    member.run.evaluate(state, step, config.eval_batches)
+                member.run.reporter.paused()
+    for member, state in _sound(members, states):
+        member.run.checkpoints.wait()
+        final = member.run.evaluate(state, step, None)
+        outcome = Outcome("completed", step, final, time.perf_counter() - began, None)
+        member.summary |= dataclasses.asdict(outcome)
+
+
+def _sound(members: list[_Member], states: TrainState) -> Iterator[tuple[_Member, TrainState]]:
+    """Members that have not diverged, each with its slice of the states."""
+    for i, member in enumerate(members):
+        if not member.has_diverged:
+            yield member, jax.tree.map(lambda x, i=i: x[i], states)
+
+
+def _report(members: list[_Member], step: int, metrics: Metrics, tell: Tell) -> None:
+    values = jax.device_get(metrics)
+    for i, member in enumerate(members):
+        if member.has_diverged:
+            continue
+        try:
+            member.run.report(step, {name: x[i] for name, x in values.items()}, 0.0)
+        except NonFiniteError:
+            member.has_diverged = True
+            member.summary |= {"status": "diverged", "step": step}
+        tell(member.run.run_dir, step)
+
+
+def _initial(members: list[_Member], trainer: Trainer) -> tuple[TrainState, int]:
+    """Stacked states, and how many updates they hold: the newest checkpoint that all have."""
+    folders = [member.run.run_dir / CHECKPOINTS for member in members]
+    common = set.intersection(*(set(list_checkpoints(folder)) for folder in folders))
+    step = max(common, default=0)
+    states = []
+    for member, folder in zip(members, folders, strict=True):
+        if step:
+            states.append(restore(folder, step, trainer.abstract_state))
+            member.run.reporter.event(step, "resumed", f"from {folder}")
+        else:
+            states.append(trainer.fresh_state(member.run.config))
+    split = NamedSharding(trainer.mesh, PartitionSpec(MEMBERS))
+    stack = jax.jit(
+        lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=split
+    )
+    return stack(states), step
+
+
+def _stack(batches: Sequence[Batch], mesh: Mesh) -> Batch:
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    return jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(MEMBERS)))

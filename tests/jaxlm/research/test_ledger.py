@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing in a ledger changes, vanishes or moves without showing."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxlm.core.canonical import canonical_json
+from jaxlm.research.ledger import FIRST, Ledger, Record, seal
+from jaxlm.research.records import Arm, Protocol, RunRecord, body
+from jaxlm.research.verify import content, verify
+
+PROTOCOL = Protocol(
+    hypothesis="more is better",
+    arms=(
+        Arm(name="baseline", changes={}, config_id="a"),
+        Arm(name="more", changes={"OptimConfig.peak_lr": "2e-3"}, config_id="b"),
+    ),
+    seeds=(0, 1),
+    metric="eval/bpb",
+    direction="lower",
+    smallest_effect=0.0,
+    alpha=0.05,
+    flops_per_run={"baseline": 1.0, "more": 1.0},
+    budget_flops=None,
+    data_id="d",
+    code="c",
+    evaluator="e",
+)
+
+
+def run_record(arm: str, seed: int) -> dict[str, Any]:
+    """A run that diverged: it needs no directory."""
+    return body(
+        RunRecord(
+            protocol=PROTOCOL.id, arm=arm, seed=seed, run_id=f"{arm}{seed}", directory="runs/x",
+            status="diverged", metric=None, evaluation=None, is_reused=False,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("protocol", body(PROTOCOL))
+    ledger.append("approval", {"protocol": PROTOCOL.id, "by": "somebody"})
+    for seed in PROTOCOL.seeds:
+        for arm in PROTOCOL.arms:
+            ledger.append("run", run_record(arm.name, seed))
+    ledger.append("review", {"protocol": PROTOCOL.id, "is_exploratory": False, "verdicts": []})
+    return ledger
+
+
+def problems(ledger: Ledger) -> list[str]:
+    return verify(ledger, ledger.path.parent)
+
+
+def forge(ledger: Ledger, change: Callable[[list[Record]], list[Record]]) -> None:
+    """Rewrites the ledger with a chain of hashes that fits, and its head: what a clever cheat does."""
+    previous, lines = FIRST, []
+    for seq, record in enumerate(change(list(ledger))):
+        sealed = seal(seq, record.time, record.kind, record.body, previous)
+        previous = sealed.hash
+        lines.append(canonical_json(sealed) + "\n")
+    ledger.path.write_text("".join(lines))
+    ledger.head_path.write_text(json.dumps({"records": len(lines), "hash": previous}))
+
+
+def edited(record: Record, **changes: Any) -> Record:
+    return dataclasses.replace(record, body=record.body | changes)
+
+
+def test_a_ledger_as_it_was_written_holds(ledger: Ledger) -> None:
+    assert problems(ledger) == []
+    assert [record.seq for record in ledger] == list(range(7))
+
+
+def test_a_change_of_any_one_byte_is_found(ledger: Ledger) -> None:
+    whole = ledger.path.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        ledger.path.write_bytes(damaged)
+        assert problems(ledger), whole[max(0, position - 20) : position + 20]
+
+
+@pytest.mark.parametrize("dropped", range(7))
+def test_a_dropped_record_is_found(ledger: Ledger, dropped: int) -> None:
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    del lines[dropped]
+    ledger.path.write_bytes(b"".join(lines))
+    assert problems(ledger)
+
+
+@pytest.mark.parametrize("first", range(6))
+def test_re_ordered_records_are_found(ledger: Ledger, first: int) -> None:
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    lines[first : first + 2] = lines[first + 1], lines[first]
+    ledger.path.write_bytes(b"".join(lines))
+    assert problems(ledger)
+
+
+FORGERIES: dict[str, tuple[Callable[[list[Record]], list[Record]], str]] = {
+    "edited protocol": (
+        lambda rs: [edited(rs[0], smallest_effect=0.5), *rs[1:]],
+        "the protocol was edited",
+    ),
+    "added seed": (
+        lambda rs: [*rs[:4], edited(rs[4], seed=7), *rs[4:]],
+        "arm 'baseline' with seed 7 is not in the protocol",
+    ),
+    "seed run again": (lambda rs: [*rs[:3], rs[2], *rs[3:]], "was recorded before"),
+    "metric without a completed run": (
+        lambda rs: [*rs[:3], edited(rs[3], metric=0.9), *rs[4:]],
+        "status 'diverged' with metric 0.9",
+    ),
+    "dropped run": (lambda rs: [*rs[:3], *rs[4:]], "review before all runs"),
+    "no approval": (lambda rs: [rs[0], *rs[2:]], "nobody approved"),
+    "protocol after its runs": (lambda rs: [*rs[1:], rs[0]], "was not fixed before it"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_what_departs_from_the_protocol_is_found_though_every_hash_fits(
+    ledger: Ledger, name: str
+) -> None:
+    change, expected = FORGERIES[name]
+    forge(ledger, change)
+    assert any(expected in problem for problem in problems(ledger)), problems(ledger)
+
+
+def test_a_torn_last_line_is_told_and_the_next_append_removes_it(ledger: Ledger) -> None:
+    before = content(ledger)
+    with open(ledger.path, "ab") as file:
+        file.write(b'{"seq": 7, "ti')
+    assert "torn" in problems(ledger)[0]
+    assert content(ledger) == before
+    ledger.append("approval", {"protocol": PROTOCOL.id, "by": "another"})
+    assert problems(ledger) == []
+
+
+def test_a_crash_between_record_and_head_is_no_damage(ledger: Ledger) -> None:
+    head = ledger.head_path.read_bytes()
+    ledger.append("approval", {"protocol": PROTOCOL.id, "by": "another"})
+    ledger.head_path.write_bytes(head)
+    assert problems(ledger) == []
+
+
+def test_a_dropped_tail_shows_at_the_head(ledger: Ledger) -> None:
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join(lines[:-1]))
+    assert "tells of 7 records, the ledger has 6" in problems(ledger)[0]
