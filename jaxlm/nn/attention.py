@@ -5,11 +5,13 @@ Legend: B batch  T query positions  S key positions  D model width  N query head
         H head width
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxlm.nn import init, kernels
 from jaxlm.nn.linear import linear
@@ -67,9 +69,12 @@ class Attention(nn.Module):
         )
 
         q_BTNH, k_BTKH, v_BTKH = (linear(x_BTD, w) for w in (wq_DNH, wk_DKH, wv_DKH))
+        logit_bound = None
         if self.qk_norm_eps is not None:
-            q_BTNH = RMSNorm(self.qk_norm_eps, axis="head_dim", name="q_norm")(q_BTNH)
-            k_BTKH = RMSNorm(self.qk_norm_eps, axis="head_dim", name="k_norm")(k_BTKH)
+            q_norm = RMSNorm(self.qk_norm_eps, axis="head_dim", name="q_norm")
+            k_norm = RMSNorm(self.qk_norm_eps, axis="head_dim", name="k_norm")
+            q_BTNH, k_BTKH = q_norm(q_BTNH), k_norm(k_BTKH)
+            logit_bound = _logit_bound(q_norm, k_norm, where.rope)
         q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)
         q_BTNH = nn.with_logical_constraint(q_BTNH, ("batch", "seq", "heads", "head_dim"))
 
@@ -77,13 +82,31 @@ class Attention(nn.Module):
         if cache is None:
             ids_BT = where.segment_ids_BT
             out_BTNH = kernels.attention(
-                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=ids_BT, impl=self.impl, **mask
+                *(q_BTNH, k_BTKH, v_BTKH),
+                segment_ids_BT=ids_BT,
+                logit_bound=logit_bound,
+                impl=self.impl,
+                **mask,
             )
         else:
             cache = KVCache(*map(_write_at(where.offset_B), cache, (k_BTKH, v_BTKH)))
             offset_B = where.offset_B  # few queries: no kernel
             out_BTNH = attention(q_BTNH, *cache, q_offset=offset_B, impl="reference", **mask)
         return linear(out_BTNH, wo_NHD, num_inputs=2), cache
+
+
+def _logit_bound(q_norm: RMSNorm, k_norm: RMSNorm, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """More than |q k| / sqrt(H) can be for normalised queries and keys: an f32 scalar.
+
+    A vector of mean square 1 has norm sqrt(H), a learned scale stretches it by its largest entry
+    at most, and RoPE by its gain (cos^2 + sin^2 of any angle is the square).  Queries and keys are
+    rounded twice each, after the norm and after RoPE: (1 + 2^-8)^4 < 1.016 in bf16.
+    """
+    longest = lambda norm: jnp.max(jnp.abs(nn.unbox(norm.variables["params"]["scale"])))
+    H = 2 * rope[0].shape[-1]
+    gain_squared = sum(jnp.square(table[0, 0, 0, 0]) for table in rope)
+    bound = 1.02 * math.sqrt(H) * longest(q_norm) * longest(k_norm) * gain_squared
+    return jax.lax.stop_gradient(bound)
 
 
 def _write_at(offset_B: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import reference, xla
 from pallas_kernels.attention.masks import Mask, Start
-from pallas_kernels.tuning.chips import running_chip
+from pallas_kernels.tuning.attention_gpu import WIDEST
+from pallas_kernels.tuning.chips import GPUS, running_chip, running_gpu
 
 Impl = Literal["auto", "reference", "xla", "pallas"]
 
@@ -52,21 +53,21 @@ def attention(
     return_lse:   return (out, lse), lse (B, N, T) in f32: the log of the sum of the exponentials of
                   all scores and sinks, in nats; -inf where there is none.  See merge.py.
     impl:         "reference" is the definition, "xla" visits only the blocks that the mask can
-                  need, "pallas" is the TPU kernel, "auto" takes the last of these that applies
-    chip:         a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
+                  need, "pallas" is the kernel, "auto" takes the last of these that applies
+    chip:         a TPU (v5e, v5p, v6e, tpu7x) or GPU (a100, l4, h100, h200) to compile for; None:
+                  the one that runs
     Raises ValueError for arguments that do not fit, or an impl that cannot run here.
     """
     _check(q_BTNH, k_BSKH, v_BSKH, window, softcap, segment_ids, sinks_N, q_offset, k_offset)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
     distance = q_offset - k_offset
-    chip = chip or running_chip()
+    chip = chip or running_chip() or running_gpu()
     can_skip = xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=distance)
     impl = choose(impl, _why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH), q_BTNH.shape[1], can_skip)
     if impl == "pallas":
-        from pallas_kernels.attention import tpu  # here: Pallas takes half a second to import
-
-        options = tpu.Options(Mask(causal, window), scale, softcap, chip or "", False)
-        out, lse = tpu.attention(
+        kernels = _kernels(chip)
+        options = kernels.Options(Mask(causal, window), scale, softcap, chip or "", False)
+        out, lse = kernels.attention(
             q_BTNH, k_BSKH, v_BSKH, sinks_N, segment_ids, q_offset, k_offset, logit_bound, options
         )
     else:
@@ -92,18 +93,35 @@ def choose(impl: Impl, why_not_pallas: str | None, num_queries: int, can_skip: b
     return "xla" if can_skip else "reference"
 
 
+def _kernels(chip: str | None) -> Any:
+    """The module, imported here: Pallas takes half a second to import."""
+    if chip in GPUS:
+        from pallas_kernels.attention import gpu
+
+        return gpu
+    from pallas_kernels.attention import tpu
+
+    return tpu
+
+
 def _why_not_pallas(
     chip: str | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
 ) -> str | None:
     """Why the kernel cannot run here; None if it can."""
-    dtypes = {x.dtype for x in (q_BTNH, k_BSKH, v_BSKH)}
-    if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}:
-        names = ", ".join(sorted(d.name for d in dtypes))
-        return f"q, k and v are {names}; allowed: bfloat16 or float32, one for all"
+    dtypes = {x.dtype.name for x in (q_BTNH, k_BSKH, v_BSKH)}
+    allowed = ["float16"] * (chip in GPUS) + ["bfloat16", "float32"]
+    if len(dtypes) > 1 or not dtypes <= {*allowed}:
+        names, choices = ", ".join(sorted(dtypes)), " or ".join(allowed)
+        return f"q, k and v are {names}; allowed: {choices}, one for all"
     if 0 in (*q_BTNH.shape, *k_BSKH.shape, *v_BSKH.shape):
         return f"an array is empty: {q_BTNH.shape}, {k_BSKH.shape}, {v_BSKH.shape}"
     if chip is None:
-        return f"it is for TPUs v5e, v5p, v6e and tpu7x; the backend is {jax.default_backend()}"
+        return (
+            f"it is for TPUs v5e, v5p, v6e and tpu7x and GPUs {', '.join(GPUS)} and their like; "
+            f"the backend is {jax.default_backend()}"
+        )
+    if chip in GPUS and max(q_BTNH.shape[3], v_BSKH.shape[3]) > WIDEST:
+        return f"heads are {q_BTNH.shape[3]} and {v_BSKH.shape[3]} wide; allowed: to {WIDEST}"
     return None
 
 
