@@ -11,6 +11,7 @@ has never been held against a TPU's clock: use it to rank programs, not to promi
 """
 
 import dataclasses
+import glob
 import itertools
 import re
 from collections.abc import Callable
@@ -25,6 +26,7 @@ DUMP_FLAGS = "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"  # for LIBT
 DELAY_SLOTS = 5  # bundles from a branch to the first that it decides about
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(?:(?:LH|LB|LE|PB|PF|CT)\s*)*:\s?(.*)$")
+_EXIT = re.compile(r"scmp\.\w+\.s32\.totalorder %s\w+, (\d+) /\* loop exit")
 _BRANCH = re.compile(r"sbr\.rel(?:\.\w+)?\s*(?:\(!?%p\w+\))?\s*target bundleno = (\d+)")
 
 
@@ -49,6 +51,7 @@ class Schedule:
 
     regions: tuple[Region, ...]
     capacity: dict[str, int]  # issue slots of each unit per cycle
+    bounds: dict[int, int]  # turns of those loops, by start address, that the program states
 
     @property
     def num_bundles(self) -> int:
@@ -60,30 +63,74 @@ class Schedule:
         return sum(region.units.get(slot, 0) for region in self.regions for slot in slots)
 
     @property
+    def guarded_products(self) -> tuple[Region, ...]:
+        """Regions with matrix products in the grid's loop that a branch of the kernel may skip."""
+        return tuple(
+            region
+            for region in self.regions
+            if len(region.loops) == 1 and self.depth(region) > 0 and region.units.get("MXU", 0)
+        )
+
+    def depth(self, region: Region) -> int:
+        """Conditional blocks around it inside of the grid's loop; one may hold a whole step."""
+        around = [r.num_branches for r in self.regions if len(r.loops) == 1]
+        return region.num_branches - min(around, default=0)
+
+    @property
     def inner_loops(self) -> tuple[int, ...]:
         """Loops inside of the grid's, in the order of the program."""
         return tuple(sorted({region.loops[-1] for region in self.regions if len(region.loops) > 1}))
 
-    def cost(self, runs: Callable[[Region], float]) -> tuple[float, float]:
-        """(cycles, busy share of the matrix units) when each region runs `runs(region)` times."""
-        cycles = sum(region.cycles * runs(region) for region in self.regions)
-        issued = sum(region.units.get("MXU", 0) * runs(region) for region in self.regions)
-        return cycles, issued / (cycles * self.capacity["MXU"])
+    def cost(self, runs: Callable[[Region], float]) -> tuple[float, dict[str, float]]:
+        """(cycles, share of its slots that each unit uses) when each region runs `runs(region)`."""
+        cycles, issued = 0.0, dict.fromkeys(self.capacity, 0.0)
+        for region in self.regions:
+            n = runs(region)
+            cycles += region.cycles * n
+            for unit, slots in region.units.items():
+                issued[unit] += slots * n
+        return cycles, {u: n / max(cycles * self.capacity[u], 1) for u, n in issued.items()}
 
 
 def read_schedule(folder: Path, kernel: str) -> Schedule:
     """The newest program in a dump whose name holds `kernel`.  Raises FileNotFoundError."""
+    return _read(max(schedule_files(folder, f"*{kernel}*"), key=lambda p: p.stat().st_mtime_ns))
+
+
+def read_schedules(folder: Path, kernel: str) -> list[Schedule]:
+    """All programs whose name holds `kernel`, the shortest first.  Raises FileNotFoundError."""
+    return sorted(
+        map(_read, schedule_files(folder, f"*{kernel}*")), key=lambda one: one.num_bundles
+    )
+
+
+def read_exactly(folder: Path, name: str) -> Schedule | None:
+    """The program of exactly this name (of an operation of XLA), None if there is none."""
+    try:
+        files = schedule_files(folder, f"[0-9]*-{glob.escape(name)}-[0-9]*")
+    except FileNotFoundError:
+        return None
+    exact = re.compile(rf"\d+-{re.escape(name)}-\d+-packed-bundles-post-ra\.txt")
+    files = [path for path in files if exact.fullmatch(path.name)]
+    return _read(max(files, key=lambda p: p.stat().st_mtime_ns)) if files else None
+
+
+def schedule_files(folder: Path, pattern: str) -> list[Path]:
+    """Dumps of final schedules of the programs that a pattern names.  Raises FileNotFoundError."""
     dumps = [
         path
-        for path in folder.glob(f"*{kernel}*packed-bundles-post-ra.txt")
+        for path in folder.glob(f"{pattern}-packed-bundles-post-ra.txt")
         if "schedule-analysis" not in path.name and "late-" not in path.name
     ]
     if not dumps:
-        raise FileNotFoundError(f"no schedule of a kernel {kernel!r} in {folder}")
-    path = max(dumps, key=lambda p: p.stat().st_mtime_ns)
+        raise FileNotFoundError(f"no schedule of a kernel {pattern.strip('*')!r} in {folder}")
+    return dumps
+
+
+def _read(path: Path) -> Schedule:
     bundles = _bundles(path.read_text(encoding="utf-8", errors="replace"))
     prefix = re.sub(r"\d+-packed-bundles-post-ra\.txt$", "", path.name)
-    (units_path,) = folder.glob(f"{prefix}*pre-delay_hlo-static-per-bundle-utilization.txt")
+    (units_path,) = path.parent.glob(f"{prefix}*pre-delay_hlo-static-per-bundle-utilization.txt")
     names, capacity, slots = _utilization(units_path.read_text(encoding="utf-8"))
     forward, backward = _branches(bundles)
     ends = {x for jump in forward + backward for x in jump}
@@ -96,7 +143,9 @@ def read_schedule(folder: Path, kernel: str) -> Schedule:
         num_branches = sum(map(inside, forward))
         units = {name: n for name, n in zip(names, used, strict=True) if n} if used else {}
         regions.append(Region(start, stop, tuple(j[0] for j in loops), num_branches, units))
-    return Schedule(tuple(regions), dict(zip(names, capacity, strict=True)))
+    return Schedule(
+        tuple(regions), dict(zip(names, capacity, strict=True)), _bounds(bundles, backward)
+    )
 
 
 def _bundles(text: str) -> list[str]:
@@ -123,6 +172,17 @@ def _branches(bundles: list[str]) -> tuple[list[tuple[int, int]], list[tuple[int
             else:
                 backward.append((target, address + DELAY_SLOTS))
     return forward, backward
+
+
+def _bounds(bundles: list[str], loops: list[tuple[int, int]]) -> dict[int, int]:
+    """How often loops turn, where the exit test compares with a constant."""
+    found = {}
+    for address, bundle in enumerate(bundles):
+        if match := _EXIT.search(bundle):
+            around = [loop for loop in loops if loop[0] <= address < loop[1]]
+            if around:
+                found[max(around)[0]] = int(match[1])
+    return found
 
 
 def _utilization(text: str) -> tuple[list[str], list[int], list[list[int]]]:

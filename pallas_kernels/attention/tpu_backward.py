@@ -22,7 +22,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.masks import Mask, Start, key_block_ranges
 from pallas_kernels.attention.tpu_backward_blocks import (
-    VMEM_LIMIT_BYTES,
     Blocks,
     default_blocks,
     fit,
@@ -203,7 +202,7 @@ def _call(*arrays: Any, plan: Plan, dq_dtype: jnp.dtype, interpret: Any) -> Any:
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=VMEM_LIMIT_BYTES,
+            vmem_limit_bytes=plan.vmem_bytes,
         ),
         interpret=interpret,
     )(*arrays)

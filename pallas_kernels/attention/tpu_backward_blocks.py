@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 LANES = 128
-VMEM_LIMIT_BYTES = 60 << 20  # of 64 MiB per core on v5p and tpu7x; v5e and v6e have 128
+VMEM_BYTES = {"v5e": 110 << 20, "v6e": 110 << 20}  # of 128 MiB
+LEAST_VMEM_BYTES = 60 << 20  # of 64 MiB per core on v5p and tpu7x
 KEPT_BYTES = 32 << 20  # of that for dk and dv, f32, of all keys of a call
 
 
@@ -22,6 +23,7 @@ class Blocks(NamedTuple):
     block_diag: int = 128  # width of the steps of the staircase
     chunk_q: int | None = None  # most queries in VMEM at a time; None: what fits
     chunk_kv: int | None = None  # most keys per call of the kernel; None: what fits
+    vmem_bytes: int = LEAST_VMEM_BYTES  # what fits in here
 
 
 class Sizes(NamedTuple):
@@ -31,18 +33,20 @@ class Sizes(NamedTuple):
     tile_q: int
     block_diag: int  # 0: no staircase
     chunk_q: int
+    vmem_bytes: int
 
 
 def default_blocks(chip: str, dtype: jnp.dtype, has_diagonal: bool, window: int | None) -> Blocks:
     """By static schedule at a head width of 128."""
-    if dtype == jnp.float32:
-        return Blocks(512, 256)
-    if window is not None:
-        return Blocks(512, 512, 256)
-    if not has_diagonal:
-        return Blocks(1024, 512)
     # matrix units of 256 x 256 gain nothing from narrower steps, those of 128 x 128 do
-    return Blocks(2048, 1024, 256) if chip in ("v6e", "tpu7x") else Blocks(2048, 512, 128)
+    blocks = Blocks(2048, 1024, 256) if chip in ("v6e", "tpu7x") else Blocks(2048, 512, 128)
+    if dtype == jnp.float32:
+        blocks = Blocks(512, 256)
+    elif window is not None:
+        blocks = Blocks(512, 512, 256)
+    elif not has_diagonal:
+        blocks = Blocks(1024, 512)
+    return blocks._replace(vmem_bytes=VMEM_BYTES.get(chip, LEAST_VMEM_BYTES))
 
 
 def most_keys(H: int, V: int) -> int:
@@ -70,11 +74,11 @@ def fit(
     unit = block_kv if has_diagonal else tile_q
     # with a diagonal dq leaves VMEM by blocks of keys, else by chunks
     row = _row(H, V), round_up(H, LANES), dtype.itemsize, 0 if has_diagonal else dq_dtype.itemsize
-    chunk_q = blocks.chunk_q or _most_queries(block_kv, block_kv, *row)
+    chunk_q = blocks.chunk_q or _most_queries(blocks.vmem_bytes, block_kv, block_kv, *row)
     if blocks.chunk_q is None and (groups > 1 or chunk_q < round_up(T, unit)):
-        chunk_q = _most_queries(block_kv, S, *row)
+        chunk_q = _most_queries(blocks.vmem_bytes, block_kv, S, *row)
     block_diag = math.gcd(blocks.block_diag, block_kv) if has_diagonal else 0
-    return Sizes(block_kv, tile_q, block_diag, _even(T, chunk_q, unit))
+    return Sizes(block_kv, tile_q, block_diag, _even(T, chunk_q, unit), blocks.vmem_bytes)
 
 
 def round_up(x: int, multiple: int) -> int:
@@ -93,7 +97,13 @@ def _row(H: int, V: int) -> int:
 
 
 def _most_queries(
-    block_kv: int, kept_keys: int, row: int, q_width: int, itemsize: int, dq_itemsize: int
+    vmem_bytes: int,
+    block_kv: int,
+    kept_keys: int,
+    row: int,
+    q_width: int,
+    itemsize: int,
+    dq_itemsize: int,
 ) -> int:
     """Queries that VMEM holds beside everything else; what passes in or out is held twice."""
     sums = 4 * kept_keys * row
@@ -101,4 +111,4 @@ def _most_queries(
     tiles = 2 * itemsize * block_kv * block_kv  # p, dx and what the compiler spills: measured
     # q and d_out, dq, its sum, lse and delta in rows of eight
     per_query = 2 * itemsize * row + 2 * dq_itemsize * q_width + 4 * q_width + 128
-    return (VMEM_LIMIT_BYTES - sums - blocks - tiles) // per_query
+    return (vmem_bytes - sums - blocks - tiles) // per_query

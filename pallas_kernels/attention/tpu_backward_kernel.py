@@ -55,6 +55,7 @@ class Plan(NamedTuple):
     tile_q: int  # queries per iteration of a loop
     block_diag: int  # width of the steps of the staircase; 0: the diagonal is found at run time
     chunk_q: int  # queries of a chunk
+    vmem_bytes: int  # that all of this may take
     has_masked_tiles: bool  # beside the staircase
     is_per_row: bool  # ranges and starts differ along the batch
 

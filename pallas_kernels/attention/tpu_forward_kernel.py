@@ -144,22 +144,31 @@ def _staircase(
     diagonal is the chunk's key at the position of the block's first query; num_before keys before
     it belong to the stairs.  Nothing beyond is seen by these queries, so their results are finished
     and their accumulators made ready for the next block here, hidden under the matrix products.
+    The widest step comes first, so that what nothing is left to hide is the narrowest.
     """
     window = plan.mask.window
     step = plan.blocks.diagonal if has_peak else plan.blocks.bounded_diagonal
     diagonal = pl.multiple_of(diagonal, plan.blocks.queries)
-    for at in range(0, plan.blocks.queries, step):
-        rows = slice(at, at + step)
+
+    def look_up(at: int) -> tuple[jax.Array, jax.Array]:
+        """Scores and values of the step that begins with this query."""
         before = at if window is None else min(at + num_before, _up(window - 1))
         keys = pl.ds(pl.multiple_of(diagonal + (at - before), LANES), before + step)
-        scores = _scores(plan, refs.q[rows, :], refs.k[keys, :], has_peak)
-        scores = _hide(scores, before, plan.mask)
+        scores = _scores(plan, refs.q[at : at + step, :], refs.k[keys, :], has_peak)
+        return _hide(scores, before, plan.mask), refs.v[keys, :]
+
+    begins = range(0, plan.blocks.queries, step)[::-1]
+    following = look_up(begins[0])
+    for at, then in zip(begins, [*begins[1:], None], strict=True):
+        rows, (scores, v) = slice(at, at + step), following
+        if then is not None:  # the matrix unit's work while these exponentials are taken
+            following = look_up(then)
         state = fresh = _start(plan, refs, rows, has_peak)
         if window is None:
             is_first = pl.program_id(2) == 0  # then there were no tiles, and nothing was written
             pairs = zip(fresh, refs.read(rows), strict=True)
             state = cast(State, tuple(jnp.where(is_first, *pair) for pair in pairs))
-        _finish(plan, refs, rows, _fold(plan, state, scores, refs.v[keys, :], has_peak), has_peak)
+        _finish(plan, refs, rows, _fold(plan, state, scores, v, has_peak), has_peak)
         if window is None:
             refs.write(rows, fresh)
 

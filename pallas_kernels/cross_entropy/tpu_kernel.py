@@ -86,7 +86,7 @@ def _logits(
     table_vD: jax.Array, x_cD: jax.Array, num_valid: jax.Array, shape: Shape
 ) -> tuple[jax.Array, jax.Array | None]:
     """Capped logits (v, c) of some rows, LOWEST beyond the vocabulary, and the cap's slope."""
-    z_vc = _dot(table_vD, x_cD, (1, 1))
+    z_vc = _dot(table_vD.astype(x_cD.dtype), x_cD, (1, 1))
     slope_vc = None
     if shape.softcap is not None:
         bent_vc = jnp.tanh(z_vc / shape.softcap)
@@ -172,7 +172,7 @@ def _gradients(
         d = pl.ds(start, min(columns, table_vD.shape[1] - start))
         sum_vd = jnp.where(is_first, 0.0, rows.dtable_vD[:, d])
         out.dtable_vD[:, d] = sum_vd + _dot(dz_vr[...], rows.x_rD[:, d], (1, 0))
-        out.dx_rD[:, d] += _dot(dz_vr[...], table_vD[:, d], (0, 0))
+        out.dx_rD[:, d] += _dot(dz_vr[...], table_vD[:, d].astype(dz_vr.dtype), (0, 0))
 
 
 def kernel(
@@ -182,7 +182,6 @@ def kernel(
     following: Next | None,
     gradients: Gradients | None,
     statistics: Statistics | None,
-    clean_vD: Ref | None,
     dz_vr: Ref | None,
     *,
     shape: Shape,
@@ -205,11 +204,13 @@ def kernel(
             statistics.total_1r[...] = jnp.zeros_like(statistics.total_1r)
             statistics.best_1r[...] = jnp.zeros_like(statistics.best_1r)
 
-    if clean_vD is not None:  # the products' dtype, and zeros where a tile leaves the table
-        block_vD = table_vD[...]
-        inside_vD = _index(block_vD) < shape.rows_in_table - first
-        clean_vD[...] = jnp.where(inside_vD, block_vD, 0).astype(clean_vD.dtype)
-        table_vD = clean_vD
+    if shape.rows_in_table % table_vD.shape[0]:  # a product of 0 and what lies behind may be NaN
+
+        @pl.when(first + table_vD.shape[0] > shape.rows_in_table)
+        def _() -> None:
+            inside_vD = _index(table_vD) < shape.rows_in_table - first
+            table_vD[...] = jnp.where(inside_vD, table_vD[...], 0)
+
     if prev is not None and gradients is not None and dz_vr is not None:
         _logit_gradients(dz_vr, prev, table_vD, first, num_valid, shape)
         is_first = scalars_3[1] == 0

@@ -9,13 +9,15 @@ each group that has rows in it, in the order of both.
 There are at most tiles + groups - 1 visits, tiles + groups if empty groups are visited; a grid has
 all of them, the last repeated with no rows to do.
 
-Legend: E groups  M visits
+Legend: E groups  M visits  T tiles  P parts
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+ALIGN = 16  # rows of a register of bf16
 
 
 class Visits(NamedTuple):
@@ -46,3 +48,34 @@ def visits(sizes_E: jax.Array, rows: int, tile: int, *, visit_empty: bool) -> Vi
     is_repeated_M = index_M >= end_E[-1]
     start_M = start_E[group_M]
     return Visits(group_M, tile_M, start_M, jnp.where(is_repeated_M, start_M, stop_E[group_M]))
+
+
+def num_pieces(start: jax.Array, stop: jax.Array, piece: int) -> jax.Array:
+    """Pieces that rows from start to stop take; they begin at rows that memory is aligned to."""
+    begin = start // min(ALIGN, piece) * min(ALIGN, piece)
+    return jnp.where(stop > start, -((begin - stop) // piece), 0)
+
+
+def shared(plan: Visits, tile: int, piece: int, num_tiles: int, parts: int) -> Visits:
+    """The visits of one or two parts, (P, M): each has tiles of its own, and half of the work.
+
+    Work is counted in rows, by pieces: tiles at the borders of groups take more than others, and
+    many small groups have many borders.
+    """
+    first_M = plan.tile_M * tile
+    start_M = jnp.maximum(plan.start_M - first_M, 0)
+    stop_M = jnp.minimum(plan.stop_M - first_M, tile)
+    rows_M = num_pieces(start_M, stop_M, piece) * piece
+    rows_T = jnp.zeros(num_tiles, jnp.int32).at[plan.tile_M].add(rows_M)
+    middle_T = jnp.cumsum(rows_T) - rows_T // 2
+    index_T = jnp.arange(num_tiles)
+    part_T = middle_T * parts // jnp.maximum(jnp.sum(rows_T), 1)
+    part_T = jnp.clip(part_T, parts - num_tiles + index_T, index_T)  # none is without a tile
+    part_M = part_T[plan.tile_M]
+    begin_P, end_P = (
+        jnp.searchsorted(part_M, jnp.arange(parts), side=s) for s in ("left", "right")
+    )
+    index_PM = begin_P[:, None] + jnp.arange(len(part_M))[None]
+    is_repeated_PM = index_PM >= end_P[:, None]
+    own = Visits(*(a_M[jnp.minimum(index_PM, end_P[:, None] - 1)] for a_M in plan))
+    return own._replace(stop_M=jnp.where(is_repeated_PM, own.start_M, own.stop_M))

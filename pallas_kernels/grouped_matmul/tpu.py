@@ -7,7 +7,7 @@
 
 The contraction is never split, so a group's matrix stays in vector memory while its rows pass: the
 matrices are read once, x once for each tile of F.  A tile that one group fills is one product.  At
-the border of groups only the pieces that hold rows of the group are computed.
+the border of groups only pieces that hold rows of the group are computed, from its first row on.
 
 Legend: R rows, tiles of r  E groups  D contracted width  F other width  M visits  P parts
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.grouped_matmul.schedule import Visits, visits
+from pallas_kernels.grouped_matmul.schedule import ALIGN, Visits, num_pieces, shared, visits
 from pallas_kernels.tuning.grouped_matmul import Blocks
 
 Ref = Any
@@ -34,15 +34,22 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     )
 
 
-def _pieces(start: jax.Array, stop: jax.Array, piece: int, body: Any) -> None:
-    """body(rows, is_in) for each piece of a tile that holds rows from start to stop."""
+def _pieces(start: jax.Array, stop: jax.Array, tile: int, piece: int, body: Any) -> None:
+    """body(rows, is_in, is_first) for pieces of a tile that hold its rows from start to stop.
+
+    Each row is in once: the last piece is moved back into the tile, over rows that are done.
+    """
+    align = min(ALIGN, piece)
+    begin = start // align * align
 
     def one(i: jax.Array, _: None) -> None:
-        first = pl.multiple_of(i * piece, piece)
+        low = begin + i * piece
+        first = pl.multiple_of(jnp.minimum(low, tile - piece), align)
         row_p1 = first + jax.lax.broadcasted_iota(jnp.int32, (piece, 1), 0)
-        body(pl.ds(first, piece), (row_p1 >= start) & (row_p1 < stop))
+        is_in_p1 = (row_p1 >= jnp.maximum(start, low)) & (row_p1 < stop)
+        body(pl.ds(first, piece), is_in_p1, i == 0)
 
-    jax.lax.fori_loop(start // piece, pl.cdiv(stop, piece), one, None)
+    jax.lax.fori_loop(0, num_pieces(start, stop, piece), one, None)
 
 
 def _product_kernel(
@@ -61,7 +68,7 @@ def _product_kernel(
     at = pl.program_id(0), pl.program_id(2)
     plan = Visits(group_M, tile_M, start_M, stop_M)
     r = x_rD.shape[0]
-    first = plan.tile_M[at] * r  # of the part
+    first = plan.tile_M[at] * r
     start = jnp.maximum(plan.start_M[at] - first, 0)
     stop = jnp.minimum(plan.stop_M[at] - first, r)
     is_group = plan.group_M[at] < num_groups
@@ -72,19 +79,19 @@ def _product_kernel(
     def _() -> None:
         y_rf[...] = product(x_rD[...], w_Df[...]).astype(y_rf.dtype)
 
-    def part(rows: Any, is_in_p1: jax.Array) -> None:
+    def part(rows: Any, is_in_p1: jax.Array, _: Any) -> None:
         y_pf = product(x_rD[rows, :], w_Df[...])
         y_rf[rows, :] = jnp.where(is_in_p1, y_pf, y_rf[rows, :].astype(jnp.float32)).astype(
             y_rf.dtype
         )
 
-    def nothing(rows: Any, is_in_p1: jax.Array) -> None:
+    def nothing(rows: Any, is_in_p1: jax.Array, _: Any) -> None:
         y_rf[rows, :] = jnp.where(is_in_p1, 0.0, y_rf[rows, :].astype(jnp.float32)).astype(
             y_rf.dtype
         )
 
-    pl.when(is_group & ~is_whole)(lambda: _pieces(start, stop, piece, part))
-    pl.when(~is_group)(lambda: _pieces(start, stop, piece, nothing))
+    pl.when(is_group & ~is_whole)(lambda: _pieces(start, stop, r, piece, part))
+    pl.when(~is_group)(lambda: _pieces(start, stop, r, piece, nothing))
 
 
 def product(
@@ -101,37 +108,27 @@ def product(
     E, F = len(w_EDF), w_EDF.shape[1 if is_flipped else 2]
     r, f = blocks.rows, min(blocks.columns, F)
     tiles = pl.cdiv(R, r)
-    parts = blocks.num_cores if tiles % blocks.num_cores == 0 else 1
-    part_rows = tiles // parts * r
-
+    parts, piece = min(blocks.num_cores, tiles), min(blocks.piece, r)
     # the rows beyond the last group are one more, whose matrix is zero
-    stop_E = jnp.append(jnp.cumsum(sizes_E.astype(jnp.int32)), R)
-    edge_PE = jnp.clip(stop_E[None] - part_rows * jnp.arange(parts)[:, None], 0, part_rows)
-    edge_PE = jnp.minimum(edge_PE, (R - part_rows * jnp.arange(parts))[:, None])
-    plan = jax.vmap(
-        lambda edge_E: visits(jnp.diff(edge_E, prepend=0), part_rows, r, visit_empty=False)
-    )(edge_PE)
+    whole_E = jnp.append(sizes_E, R - jnp.sum(sizes_E)).astype(jnp.int32)
+    plan = shared(visits(whole_E, R, r, visit_empty=False), r, piece, tiles, parts)
 
-    part_tiles = tiles // parts
-    row_tile = lambda p, m, plan: p * part_tiles + plan.tile_M[p, m]
     group = lambda p, m, plan: jnp.minimum(plan.group_M[p, m], E - 1)
     w_block = (None, f, D) if is_flipped else (None, D, f)
     w_index = lambda p, n, m, plan: (
         (group(p, m, plan), n, 0) if is_flipped else (group(p, m, plan), 0, n)
     )
     return pl.pallas_call(
-        partial(_product_kernel, piece=min(blocks.piece, r), num_groups=E, is_flipped=is_flipped),
+        partial(_product_kernel, piece=piece, num_groups=E, is_flipped=is_flipped),
         name="grouped_matmul",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(parts, pl.cdiv(F, f), plan.tile_M.shape[1]),
             in_specs=[
-                pl.BlockSpec((r, D), lambda p, n, m, *plan: (row_tile(p, m, Visits(*plan)), 0)),
+                pl.BlockSpec((r, D), lambda p, n, m, *plan: (Visits(*plan).tile_M[p, m], 0)),
                 pl.BlockSpec(w_block, lambda p, n, m, *plan: w_index(p, n, m, Visits(*plan))),
             ],
-            out_specs=pl.BlockSpec(
-                (r, f), lambda p, n, m, *plan: (row_tile(p, m, Visits(*plan)), n)
-            ),
+            out_specs=pl.BlockSpec((r, f), lambda p, n, m, *plan: (Visits(*plan).tile_M[p, m], n)),
         ),
         out_shape=jax.ShapeDtypeStruct((R, F), x_RD.dtype),
         compiler_params=pltpu.CompilerParams(
@@ -171,13 +168,13 @@ def _weights_kernel(
     def _() -> None:
         sum_df[...] = jnp.where(is_new, 0.0, sum_df[...]) + _dot(x_rd[...], dy_rf[...], (0, 0))
 
-    def part(rows: Any, is_in_p1: jax.Array) -> None:
-        is_first = is_new & (rows.start == start // piece * piece)
+    def part(rows: Any, is_in_p1: jax.Array, is_first_piece: jax.Array) -> None:
         x_pd = jnp.where(is_in_p1, x_rd[rows, :], 0)
         dy_pf = jnp.where(is_in_p1, dy_rf[rows, :], 0)
+        is_first = is_new & is_first_piece
         sum_df[...] = jnp.where(is_first, 0.0, sum_df[...]) + _dot(x_pd, dy_pf, (0, 0))
 
-    pl.when(~is_whole)(lambda: _pieces(start, stop, piece, part))
+    pl.when(~is_whole)(lambda: _pieces(start, stop, r, piece, part))
 
     @pl.when((m == last) | (group_M[jnp.minimum(m + 1, last)] != group_M[m]))
     def _() -> None:

@@ -7,6 +7,8 @@ Legend: T query positions  S key positions  H width of q and k  V width of v
 import dataclasses
 import math
 
+from pallas_kernels.tuning.table import tuned
+
 CHUNK_BYTES = (
     20 << 20
 )  # of vector memory for keys and values, each twice: one in use, one on its way
@@ -32,7 +34,11 @@ def forward_blocks(
 
     is_plain: causal and nothing else, so that the diagonal is a staircase.
     """
-    best = _best(chip, itemsize, is_plain, window)
+    dtype = "float32" if itemsize == 4 else "bfloat16"
+    best = dataclasses.replace(
+        _rule(chip, itemsize, is_plain, window),
+        **tuned("attention_forward", chip, forward_class(is_plain, window), dtype),
+    )
     keys = min(best.keys, _up(S, 128))
     queries = min(best.queries, _up(T, 128))
     if is_plain:  # whole tiles between the first key and the square at the diagonal
@@ -53,7 +59,14 @@ def forward_blocks(
     )
 
 
-def _best(chip: str, itemsize: int, is_plain: bool, window: int | None) -> ForwardBlocks:
+def forward_class(is_plain: bool, window: int | None) -> str:
+    """Shapes that share a row of the table."""
+    if not is_plain or (window is not None and window > 2048):
+        return "masked"
+    return "causal" if window is None else f"window up to {1024 if window <= 1024 else 2048}"
+
+
+def _rule(chip: str, itemsize: int, is_plain: bool, window: int | None) -> ForwardBlocks:
     """By static schedule: jax 0.10.2, libtpu 0.0.42.1, bf16, head size 128, chunk to be filled in.
 
     Online / bounded in ms, B=4, 16 heads, T=4096, causal: v5p 0.813 / 0.677, v6e 0.878 / 0.729,

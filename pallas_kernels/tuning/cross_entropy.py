@@ -10,6 +10,8 @@ Legend: R rows, chunks of r  V vocabulary, tiles of v  D width
 
 from typing import NamedTuple
 
+from pallas_kernels.tuning.table import tuned
+
 
 class Config(NamedTuple):
     rows: int  # of a chunk, at most
@@ -42,9 +44,11 @@ KEPT_BYTES = 64 * MIB  # or this, if it is more
 
 
 def config(chip: str, R: int, V: int, D: int, item_bytes: int, table_item_bytes: int) -> Config:
-    """Chunks of rows by chip, fewer where D is large; tiles that divide V if there are any."""
+    """Chunks of rows by chip, fewer where D is large; tiles that the cores can share."""
     known = CHIPS[chip]
-    rows, block_v = known.rows, known.block_v
+    dtype = "float32" if item_bytes == 4 else "bfloat16"
+    found = tuned("cross_entropy", chip, f"{V} x {D}", dtype)
+    rows, block_v = found.get("rows", known.rows), found.get("block_v", known.block_v)
     while _vmem(rows, block_v, D, item_bytes, table_item_bytes) > known.vmem_bytes:
         if block_v > known.step_v:
             block_v -= known.step_v
@@ -53,7 +57,7 @@ def config(chip: str, R: int, V: int, D: int, item_bytes: int, table_item_bytes:
         else:
             raise ValueError(f"a width of {D} is too much for the vector memory of {chip}")
     for v in range(block_v, block_v // 3, -known.step_v):
-        if V % v == 0 and V // v % known.num_cores == 0:
+        if -(-V // v) % known.num_cores == 0:  # else one core has it all
             block_v = v
             break
     r = min(rows, R)
@@ -63,7 +67,7 @@ def config(chip: str, R: int, V: int, D: int, item_bytes: int, table_item_bytes:
 
 
 def _vmem(rows: int, block_v: int, D: int, item_bytes: int, table_item_bytes: int) -> int:
-    """x of two chunks and dx; table (two buffers, one rounded) and dtable (four); logits."""
+    """x of two chunks and dx; table (two buffers) and dtable (four); logits."""
     chunk = rows * D * (2 * item_bytes + 4)
-    tile = block_v * D * (2 * table_item_bytes + (table_item_bytes != item_bytes) * item_bytes + 16)
+    tile = block_v * D * (2 * table_item_bytes + 16)
     return chunk + tile + block_v * rows * (5 * item_bytes + 4)

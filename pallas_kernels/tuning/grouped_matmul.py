@@ -7,6 +7,8 @@ Legend: R rows  E groups  D contracted width  F other width
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pallas_kernels.tuning.table import tuned
+
 
 class Blocks(NamedTuple):
     rows: int  # of a tile
@@ -31,6 +33,8 @@ CHIPS = {
     "tpu7x": Chip(1, 56 * MIB, 2**32),
 }
 LANES = 128
+UNIT = {"v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}  # width of the matrix unit
+DTYPES = {2: "bfloat16", 4: "float32"}
 
 
 def product_blocks(
@@ -54,8 +58,10 @@ def product_blocks(
     if bytes_of(min(columns, F)) > budget:
         raise ValueError(f"a contracted width of {D} is too much for the vector memory of {chip}")
     # fewer rows do not pay for the way of a transposed matrix into the matrix unit
-    piece = 2 * LANES if is_flipped else LANES
-    return Blocks(rows, piece, columns, 0, num_cores, budget + 8 * MIB)
+    piece = UNIT[chip] if is_flipped else LANES
+    blocks = Blocks(rows, piece, columns, 0, num_cores, budget + 8 * MIB)
+    operation = "grouped_matmul_dx" if is_flipped else "grouped_matmul_forward"
+    return blocks._replace(**tuned(operation, chip, f"{E} x {D} x {F}", DTYPES[item_bytes]))
 
 
 def weights_blocks(chip: str, D: int, F: int, item_bytes: int) -> Blocks:
@@ -72,7 +78,8 @@ def weights_blocks(chip: str, D: int, F: int, item_bytes: int) -> Blocks:
         F,
         lambda columns: bytes_of(columns) <= budget and rows * contracted * columns <= max_product,
     )
-    return Blocks(rows, 2 * LANES, columns, contracted, num_cores, budget + 8 * MIB)
+    blocks = Blocks(rows, UNIT[chip], columns, contracted, num_cores, budget + 8 * MIB)
+    return blocks._replace(**tuned("grouped_matmul_dw", chip, f"{D} x {F}", DTYPES[item_bytes]))
 
 
 def _split(width: int, fits: Callable[[int], bool]) -> int:

@@ -13,30 +13,50 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlm.bench.schedule import TOPOLOGY
 from pallas_kernels.attention.api import attention
 from pallas_kernels.attention.specs import FEATURES, Spec
-from pallas_kernels.cross_entropy.api import linear_cross_entropy
+from pallas_kernels.cross_entropy.api import choose, forward, linear_cross_entropy
+from pallas_kernels.cross_entropy.rows import Task
 from pallas_kernels.grouped_matmul.api import grouped_matmul
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CHIPS = list(TOPOLOGY)
 
 
-def compiled(chip: str, function: Any, *arrays: tuple[tuple[int, ...], str]) -> str:
-    """The optimised program of a function and its gradients by its first two arguments."""
+def described(chip: str) -> Any:
+    """Devices of a TPU that need not be there."""
     pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY[chip]).devices
-    mesh, everywhere = Mesh(np.array(devices[:1]), ("chip",)), PartitionSpec()
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY[chip]).devices
+
+
+def compiled(
+    chip: str,
+    function: Any,
+    *arrays: tuple[tuple[int, ...], str],
+    has_gradients: bool = True,
+    num_devices: int = 1,
+) -> str:
+    """The optimised program of a function and its gradients by its first two arguments.
+
+    Of several devices each has a slice of the second argument, along the axis "chip".
+    """
+    mesh, everywhere = Mesh(np.array(described(chip)[:num_devices]), ("chip",)), PartitionSpec()
+    specs = [everywhere] * len(arrays)
+    if num_devices > 1:
+        specs[1] = PartitionSpec("chip")
+    out_specs = (everywhere, (everywhere, specs[1])) if has_gradients else everywhere
     whole = jax.shard_map(
-        jax.value_and_grad(function, (0, 1)),
+        jax.value_and_grad(function, (0, 1)) if has_gradients else function,
         mesh=mesh,
-        in_specs=everywhere,
-        out_specs=everywhere,
+        in_specs=tuple(specs),
+        out_specs=out_specs,
         check_vma=False,
     )
-    sharding = NamedSharding(mesh, everywhere)
-    shapes = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in arrays]
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for (shape, dtype), spec in zip(arrays, specs, strict=True)
+    ]
     return jax.jit(whole).lower(*shapes).compile().as_text()
 
 
@@ -89,6 +109,33 @@ def test_cross_entropy(chip: str, sizes: tuple[int, ...], dtype: str, options: A
 
     rows = ((R,), "int32"), ((R,), "float32")
     assert "tpu_custom_call" in compiled(chip, loss, ((R, D), dtype), ((V, D), "float32"), *rows)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_cross_entropy_of_a_bfloat16_table(chip: str) -> None:
+    def loss(x, table, targets, weights):
+        return linear_cross_entropy(x, table, targets, weights, impl="pallas", chip=chip).loss
+
+    arrays = ((300, 256), "bfloat16"), ((1536, 256), "bfloat16"), ((300,), "int32")
+    assert "tpu_custom_call" in compiled(chip, loss, *arrays, ((300,), "float32"))
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("num_devices", [1, 2], ids=["whole", "sharded"])
+def test_cross_entropy_statistics_alone(chip: str, num_devices: int) -> None:
+    """What evaluation runs, also where each device has a slice of the vocabulary."""
+
+    def loss(x, table, targets, weights):
+        axis = "chip" if num_devices > 1 else None
+        task = Task(None, jnp.float32(0), 1400, axis)
+        how = choose("pallas", chip, x, table)
+        return forward(x, table, targets, weights, task, how).loss
+
+    arrays = ((300, 256), "bfloat16"), ((1536, 256), "float32"), ((300,), "int32")
+    program = compiled(
+        chip, loss, *arrays, ((300,), "float32"), has_gradients=False, num_devices=num_devices
+    )
+    assert "tpu_custom_call" in program
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul import api, tpu
-from pallas_kernels.grouped_matmul.schedule import visits
+from pallas_kernels.grouped_matmul.schedule import Visits, shared, visits
 from pallas_kernels.tuning.grouped_matmul import Blocks
 
 # Of the largest value.  Sums of some 60 products round by 60^.5 * 2^-24 = 5e-7 in f32; in bf16
@@ -119,6 +119,36 @@ def test_visits_are_a_walk_through_tiles_and_groups():
     assert rows == [(0, 3), (3, 9), (3, 9), (3, 9), (3, 3), (3, 3)]
     plan = visits(jnp.array([3, 0, 6]), 9, 4, visit_empty=True)
     assert plan.group_M.tolist() == [0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(64,), (0, 0, 64), (1,) * 60 + (4,), (63, 1), (50, 2, 2, 2, 2, 2, 2, 2), (3, 61)]
+)
+def test_two_parts_share_tiles_and_work(sizes):
+    """No tile belongs to both, none is left out, and they differ by the heaviest tile at most."""
+    R, tile, piece = 64, 8, 4
+    plan = visits(jnp.array(sizes), R, tile, visit_empty=False)
+    parts = shared(plan, tile, piece, R // tile, 2)
+
+    def walk(plan: Visits) -> list[tuple[int, ...]]:
+        steps = zip(*(a.tolist() for a in plan), strict=True)
+        return [step for step in steps if step[2] < step[3]]
+
+    first, second = (walk(Visits(*(a[p] for a in parts))) for p in (0, 1))
+    assert first + second == walk(plan)
+    assert not {step[1] for step in first} & {step[1] for step in second}
+    for p, steps in enumerate((first, second)):  # the idle rest stays where the part ended
+        assert set(parts.tile_M[p].tolist()[len(steps) :]) <= {steps[-1][1]}
+
+    def work(steps: list[tuple[int, ...]]) -> int:
+        low = lambda t, start: max(start, t * tile) // piece * piece
+        high = lambda t, stop: min(stop, t * tile + tile)
+        return sum(
+            piece * -((low(t, start) - high(t, stop)) // piece) for _, t, start, stop in steps
+        )
+
+    heaviest = max(work([s for s in walk(plan) if s[1] == t]) for t in range(R // tile))
+    assert abs(work(first) - work(second)) <= heaviest
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All kernels of the bench, ours and public, with the block sizes to try of each.
+
+A kernel is called operation/direction/name; those of one operation and direction compete.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jaxlm.bench import attention_kernels as attention
+from jaxlm.bench import attention_public_kernels as public
+from jaxlm.bench import cross_entropy_kernels as cross_entropy
+from jaxlm.bench import grouped_matmul_kernels as grouped
+from jaxlm.bench.kernel_runs import Work
+from jaxlm.bench.kernel_tables import public_blocks
+from pallas_kernels.tuning.attention import forward_class
+
+Sizes = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How to build a kernel, and which block sizes are worth a try.
+
+    row: the row of the table that a shape stands for: operation, class of shape, names of sizes
+    """
+
+    operation: str
+    direction: str
+    name: str
+    build: Callable[..., Work]  # of a shape, a chip and block sizes
+    candidates: Callable[[Any, str], list[Sizes]] = lambda shape, chip: []
+    choice: Callable[[Any, str], Any] | None = None  # ours: the blocks that the tables give
+    row: Callable[[Any], tuple[str, str, tuple[str, ...]] | None] = lambda shape: None
+
+    @property
+    def id(self) -> str:
+        return f"{self.operation}/{self.direction}/{self.name}"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("ours")
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        return SHAPES[self.operation]
+
+    def work(self, shape: str, chip: str, blocks: Sizes | None) -> Work:
+        """What to compile; blocks None: ours as the tables say, a public one at its best known."""
+        at = self.shapes[shape]
+        if self.choice is not None:
+            default = self.choice(at, chip)
+            return self.build(at, chip, blocks=type(default)(**blocks) if blocks else default)
+        return self.build(at, chip, **(blocks or self.best_known(shape, chip)))
+
+    def best_known(self, shape: str, chip: str) -> Sizes:
+        """Of a public kernel: of the table, else the first candidate, else of its own choice."""
+        tried = self.candidates(self.shapes[shape], chip)
+        return public_blocks(self.id, shape, chip) or (tried[0] if tried else {})
+
+    def tried(self, shape: str, chip: str) -> list[Sizes]:
+        """Block sizes to try, what stands first for ours."""
+        at = self.shapes[shape]
+        if self.choice is None:
+            return self.candidates(at, chip)
+        stands = self.choice(at, chip)
+        as_dict = stands._asdict() if hasattr(stands, "_asdict") else dataclasses.asdict(stands)
+        changed = [as_dict | change for change in self.candidates(at, chip)]
+        return [as_dict, *(some for some in changed if some != as_dict)]
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "attention": dict(attention.SHAPES),
+    "cross_entropy": dict(cross_entropy.SHAPES),
+    "grouped_matmul": dict(grouped.SHAPES),
+}
+
+
+FORWARD_SIZES = ("queries", "keys", "diagonal", "bounded_diagonal", "mxu_sums", "split_scale")
+
+
+def _forward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
+    """One shape decides for its class, the others of the class follow it."""
+    names = ("causal_4k", "window_8k", "documents_8k")
+    if shape not in [attention.SHAPES[name] for name in names]:
+        return None
+    return "attention_forward", forward_class(not shape.has_ids, shape.window), FORWARD_SIZES
+
+
+def _cross_entropy_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
+    return "cross_entropy", f"{shape.V} x {shape.D}", ("rows", "block_v")
+
+
+def _grouped_row(shape: Any, direction: str) -> tuple[str, str, tuple[str, ...]] | None:
+    s, sizes = shape
+    if len(set(sizes.tolist())) > 1:  # groups of equal sizes decide
+        return None
+    D, F = (s.F, s.D) if direction == "dx" else (s.D, s.F)
+    shape_class = f"{D} x {F}" if direction == "dw" else f"{s.E} x {D} x {F}"
+    return f"grouped_matmul_{direction}", shape_class, ("rows", "columns")
+
+
+def _flash_blocks(shape: Any, chip: str) -> list[Sizes]:
+    pairs = ((1024, 1024), (1024, 512), (512, 512), (2048, 1024), (512, 1024), (2048, 2048))
+    return [{"block_q": q, "block_kv": kv} for q, kv in pairs]
+
+
+def _splash_blocks(shape: Any, chip: str) -> list[Sizes]:
+    sizes = [(1024, 1024, 512), (2048, 2048, 1024), (1024, 1024, 256), (1024, 2048, 512)]
+    sizes += [(1024, 1024, 1024), (2048, 2048, 512), (512, 512, 512), (2048, 1024, 512)]
+    names = ("block_q", "block_kv", "compute")
+    return [dict(zip(names, some, strict=True)) for some in sizes]
+
+
+def _megablox_tiles(shape: Any, chip: str, direction: str) -> list[Sizes]:
+    s, _ = shape
+    D, F = (s.F, s.D) if direction == "dx" else (s.D, s.F)
+    ks = (2048, 1024) if direction == "dw" else (D, 2048)
+    sizes = dict.fromkeys(
+        (m, _divisor(D, k), _divisor(F, n))
+        for m, k, n in [
+            (512, ks[0], 1024), (256, ks[0], 1024), (512, ks[1], 2048), (256, ks[0], 2048),
+            (128, ks[0], 1024), (512, ks[0], 512),
+        ]
+    )  # fmt: skip
+    return [dict(zip("mkn", some, strict=True)) for some in sizes]
+
+
+def _divisor(width: int, wanted: int) -> int:
+    """The tile of whole lanes that parts a width evenly and is next to what is wanted."""
+    even = [n for n in range(128, width + 1, 128) if width % n == 0]
+    return min(even, key=lambda n: abs(n - wanted))
+
+
+def _forward_changes(shape: Any, chip: str) -> list[Sizes]:
+    stands = attention.forward_choice(shape, chip)
+    sizes = itertools.product((512, 1024, 2048), (512, 1024), (256, 512))
+    return [
+        {"queries": q, "keys": k, "diagonal": d, "chunk": _up(stands.chunk, max(q, k))}
+        for q, k, d in sizes
+        if q % k == 0
+    ]
+
+
+def _backward_changes(shape: Any, chip: str) -> list[Sizes]:
+    sizes = itertools.product((512, 1024, 2048), (512, 1024), (128, 256))
+    return [{"block_kv": b, "tile_q": t, "block_diag": d} for b, t, d in sizes if b >= t]
+
+
+def _cross_entropy_changes(shape: Any, chip: str) -> list[Sizes]:
+    stands = cross_entropy.choice(shape, chip)
+    kept = lambda rows: min(1.0, stands.kept_frac * stands.rows / rows)  # in the same memory
+    sizes = itertools.product((512, 1024), (256, 384, 512, 768))
+    return [{"rows": r, "block_v": v, "kept_frac": kept(r)} for r, v in sizes]
+
+
+def _grouped_changes(shape: Any, chip: str, direction: str) -> list[Sizes]:
+    stands = grouped.choice(shape, chip, direction)
+    half = max(stands.columns // 256 * 128, 128)
+    return [{"rows": r, "columns": c} for r in (256, 512) for c in (stands.columns, half)]
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _all() -> list[Kernel]:
+    Attention = partial(Kernel, "attention")
+    kernels = [
+        Attention(
+            "forward", name, partial(attention.forward, paths=paths), _forward_changes,
+            attention.forward_choice,
+            _forward_row if name == "ours" else lambda shape: None,
+        )
+        for name, paths in (("ours", "online"), ("ours_bounded", "bounded"))
+    ]  # fmt: skip
+    kernels += [
+        Attention("backward", "ours", attention.backward, _backward_changes, attention.backward_choice),
+        Attention("forward", "flash", public.flash, _flash_blocks),
+    ]  # fmt: skip
+    for direction, is_backward in (("forward", False), ("backward", True)):
+        kernels += [
+            Attention(direction, name, partial(build, is_backward=is_backward), _splash_blocks)
+            for name, build in (("splash", public.splash), ("tokamax", public.tokamax_splash))
+        ]
+        xla = partial(public.plain_xla, is_backward=is_backward)
+        kernels.append(Attention(direction, "xla", xla))
+    CrossEntropy = partial(Kernel, "cross_entropy", "both")
+    kernels += [
+        CrossEntropy(
+            "ours",
+            cross_entropy.ours,
+            _cross_entropy_changes,
+            cross_entropy.choice,
+            _cross_entropy_row,
+        ),
+        CrossEntropy("xla_products", cross_entropy.products),
+        CrossEntropy("xla_chunked", cross_entropy.chunked),
+    ]
+    for direction in grouped.DIRECTIONS:
+        Grouped = partial(Kernel, "grouped_matmul", direction)
+        tiles = partial(_megablox_tiles, direction=direction)
+        build = partial(grouped.megablox, direction=direction)
+        kernels += [
+            Grouped(
+                "ours", partial(grouped.ours, direction=direction),
+                partial(_grouped_changes, direction=direction),
+                partial(grouped.choice, direction=direction),
+                partial(_grouped_row, direction=direction),
+            ),
+            Grouped("megablox", build, tiles),
+            Grouped("tokamax", partial(build, is_tokamax=True), tiles),
+            Grouped("ragged_dot", partial(grouped.ragged_dot, direction=direction)),
+        ]  # fmt: skip
+    return kernels
+
+
+KERNELS = {kernel.id: kernel for kernel in _all()}
