@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jaxlm bench step | loop | loader | start | kernels`: figures with the command that made them."""
+"""`jaxlm bench step | loop | members | loader | start | kernels`: figures with the command that made them."""
 
 import argparse
 import os
 import platform
 import shlex
 import sys
+from pathlib import Path
 
 from jaxlm.cli.common import add_config_arguments, add_device_arguments, set_up_devices
 from jaxlm.core.errors import ConfigError
+from jaxlm.core.typed import nearest
 
 WHAT = {
     "step": "the bare jitted step: tokens/s, share of the machine's matrix limit, where time goes",
     "loop": "the real loop as a share of the bare step, and recompilations",
     "loader": "batches from disk: tokens/s",
+    "members": "eight runs of one shape: in turn, or together in one vmapped program",
     "start": "CPU time of --help; seconds to the first update, cold and warm",
+    "policies": "ways to choose among ideas, at equal compute, where the truth is known (no config)",
     "kernels": "TPU kernels beside the public ones, predicted from the compiler's schedule (no config)",
 }
 
@@ -25,15 +29,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=20, help="updates or batches (default %(default)s)"
     )
-    group = parser.add_argument_group("kernels", "each a comma-separated list; default: all")
+    group = parser.add_argument_group(
+        "kernels", "lists are comma-separated, default: all; a kernel is operation/direction/name"
+    )
     for what in ("shapes", "chips", "kernels"):
         group.add_argument(f"--{what}", type=lambda text: text.split(","), metavar="NAME,...")
+    group.add_argument("--json", metavar="FILE", help="write all figures there too")
+    group.add_argument(
+        "--sweep", action="store_true", help="try block sizes of public kernels, keep the best"
+    )
+    group.add_argument(
+        "--tune", action="store_true", help="try block sizes of our kernels, rewrite their tables"
+    )
+    group.add_argument(
+        "--most", type=int, default=16, help="block sizes to try of each (default %(default)s)"
+    )
+    group.add_argument(
+        "--gpu", action="store_true", help="measure attention on this machine's GPU instead"
+    )
+    group = parser.add_argument_group("policies")
+    for what in ("policies", "worlds", "budgets"):
+        group.add_argument(f"--{what}", type=lambda text: text.split(","), metavar="A,...")
+    group.add_argument(
+        "--count", type=int, default=50, help="worlds drawn of each kind (default %(default)s)"
+    )
+    group.add_argument("--bank", metavar="FILE", help="replay this idea bank instead of worlds")
+    group.add_argument("--html", metavar="FILE", help="write curves over the budget there")
     add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "kernels" and args.gpu:
+        set_up_devices(args)
+        return _run_gpu_kernels()
     if args.what == "kernels":
         return _run_kernels(args)
+    if args.what == "policies":
+        return _run_policies(args)
     if not args.config:
         raise ConfigError(f"bench {args.what} needs a config, such as configs/tiny_decoder.gin")
     from jaxlm.cli.gin_edge import load
@@ -50,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
         table = bench_loader(config, args.steps)
     else:
         set_up_devices(args)
-        if args.what == "step":
+        if args.what == "members":
+            from jaxlm.bench.members import bench_members
+
+            table = bench_members(config, args.steps)
+        elif args.what == "step":
             from jaxlm.bench.step import bench_step
 
             table = bench_step(config, args.steps)
@@ -69,16 +105,87 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_kernels(args: argparse.Namespace) -> int:
-    from jaxlm.bench.kernels import bench_kernels, choices, table
+def _run_policies(args: argparse.Namespace) -> int:
+    from jaxlm.bench.policies import bench_bank, bench_simulated, curves, table
+    from jaxlm.research.bank import read_bank
+    from jaxlm.research.policies.catalogue import POLICIES, policy
+    from jaxlm.research.simulate import WORLDS
     from jaxlm.telemetry.display import make_display
 
-    chosen = {}
-    for what, allowed in choices().items():
-        chosen[what] = getattr(args, what) or allowed
-        if unknown := [name for name in chosen[what] if name not in allowed]:
-            raise ConfigError(f"--{what}: unknown {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    names = args.policies or [name for name in POLICIES if name != "asha"]  # an extra, and slow
+    for name in names:
+        policy(name)
+    worlds = args.worlds or list(WORLDS)
+    if unknown := [name for name in worlds if name not in WORLDS]:
+        raise ConfigError(f"--worlds: unknown {unknown[0]!r}; {nearest(unknown[0], WORLDS)}")
+    budgets = [_positive(text, "--budgets") for text in args.budgets or ["125"]]
+    count = int(_positive(str(args.count), "--count"))
     with make_display() as display:
-        rows = bench_kernels(**chosen, progress=display.progress)
+        if args.bank:
+            rows = bench_bank(names, read_bank(Path(args.bank)), budgets, count, display.progress)
+        else:
+            rows = bench_simulated(names, worlds, budgets, count, display.progress)
     print("\n".join(table(rows)))
+    if args.html:
+        Path(args.html).write_text(curves(rows), encoding="utf-8")
+    return 0
+
+
+def _positive(text: str, flag: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value >= 1:
+        raise ConfigError(f"{flag} must be numbers >= 1, got {text!r}")
+    return value
+
+
+def _run_gpu_kernels() -> int:
+    from jaxlm.bench.gpu_attention import bench_gpu, table
+    from jaxlm.telemetry.display import make_display
+
+    with make_display() as display:
+        rows = bench_gpu(display.progress)
+    print("\n".join(table(rows)))
+    return 0
+
+
+def _run_kernels(args: argparse.Namespace) -> int:
+    from jaxlm.bench.kernels import (
+        as_json,
+        bench_kernels,
+        choices,
+        combinations,
+        selected,
+        table,
+    )
+    from jaxlm.telemetry.display import make_display
+
+    names = {what: selected(all_, getattr(args, what), what) for what, all_ in choices().items()}
+    todo = combinations(**names)
+    if args.sweep or args.tune:
+        return _search_blocks(args, todo)
+    with make_display() as display:
+        rows = bench_kernels(todo, display.progress)
+    print("\n".join(table(rows)))
+    if args.json:
+        Path(args.json).write_text(
+            as_json(rows, shlex.join(["jaxlm", *sys.argv[1:]])) + "\n", encoding="utf-8"
+        )
+    return 0
+
+
+def _search_blocks(args: argparse.Namespace, todo: list[tuple[str, str, str]]) -> int:
+    from jaxlm.bench.kernel_list import KERNELS
+    from jaxlm.bench.kernel_tuning import keep_best_public, keep_ours, search, search_table
+    from jaxlm.telemetry.display import make_display
+
+    todo = [
+        at for at in todo if KERNELS[at[0]].is_ours == args.tune and KERNELS[at[0]].tried(*at[1:])
+    ]
+    with make_display() as display:
+        rows = search(todo, args.most, display.progress)
+    print("\n".join(search_table(rows)))
+    (keep_ours if args.tune else keep_best_public)(rows)
     return 0

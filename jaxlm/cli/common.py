@@ -56,7 +56,7 @@ def set_up_devices(args: argparse.Namespace) -> None:
             f"--process-id must be in 0..{args.num_processes - 1}, got {args.process_id}"
         )
 
-    _keep_freed_memory()
+    keep_freed_memory()
     import jax
 
     if args.cpu_devices is not None:
@@ -80,7 +80,7 @@ def set_up_devices(args: argparse.Namespace) -> None:
     _find_devices(jax)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc reuse a step's buffers for the next, instead of giving their pages back.
 
     On a CPU every page of every temporary is otherwise faulted in again at each update: a fifth of

@@ -30,14 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (("train", "train the runs of a job"), ("evaluate", "judge them")):
         worker = verbs.add_parser(name, help=f"worker: {text}")
         worker.add_argument("job", type=Path)
+        worker.add_argument("--controller", type=int, metavar="PID", help="ends when that ends")
         add_device_arguments(worker)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.verb in ("train", "evaluate"):
-        from jaxlm.research.launch import die_with_parent
+        from jaxlm.research.launch import die_with
 
-        die_with_parent()
+        if args.controller is not None:
+            die_with(args.controller)
         set_up_devices(args)
         from jaxlm.research import worker
         from jaxlm.research.jobs import read_job

@@ -12,6 +12,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxlm.config import resolve
 from jaxlm.core.canonical import file_sha256
 from jaxlm.core.errors import RunError
@@ -60,6 +63,7 @@ def evaluate_run(
         "step": run.step,
         "flops": resolved.train_flops_per_token * resolved.total_tokens,
         "checkpoint_sha256": file_sha256(manifest),
+        "params_sha256": _parameters(run),
         "valid_sha256": _validation_text(data),
         "evaluator": evaluator(),
     }
@@ -85,6 +89,14 @@ def _check_claim(directory: Path, metrics: dict[str, float]) -> None:
             f"{directory} claims {claimed:.6f} bits per byte; its checkpoint has "
             f"{metrics['eval/bpb']:.6f}"
         )
+
+
+def _parameters(run: TrainedRun) -> str:
+    """sha256 over the numbers themselves: equal for equal results, whenever they were saved."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(run.params)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _validation_text(data: PreparedData) -> str:

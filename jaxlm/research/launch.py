@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def run_jobs(verb: Verb, jobs: Sequence[Job], workers: int, hear: Hear) -> None:
 
 def _run_job(verb: Verb, path: Path, hear: Hear) -> None:
     command = [sys.executable, "-m", "jaxlm.cli.main", "research", verb, str(path)]
+    command += ["--controller", str(os.getpid())]
     last: collections.deque[str] = collections.deque(maxlen=5)
     for _ in range(MAX_STARTS):
         worker = subprocess.Popen(
@@ -64,7 +66,9 @@ def _run_job(verb: Verb, path: Path, hear: Hear) -> None:
     raise RunError(f"a worker stopped: {reason}; the same command goes on from what is finished")
 
 
-def die_with_parent() -> None:
+def die_with(controller: int) -> None:
     """Called by a worker, so that none goes on in a run directory that a new one will open."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != controller:  # it died before we asked for the signal
+        sys.exit(f"process {controller}, which started this worker, has gone")

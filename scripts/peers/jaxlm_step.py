@@ -9,11 +9,13 @@ from pathlib import Path
 import jax
 
 from jaxlm.bench.step import set_up
+from jaxlm.cli.common import keep_freed_memory
 from jaxlm.cli.gin_edge import load
 from jaxlm.train.setup import on_mesh
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny_decoder.gin"
 
+keep_freed_memory()  # as every jaxlm command does
 trainer, state, batch = set_up(load([str(CONFIG)], sys.argv[1:]))
 ends = []
 with on_mesh(trainer.mesh):

@@ -75,6 +75,22 @@ def test_an_ablation_leaves_a_ledger_that_holds_and_a_page(
     assert "peak_lr=2e-2" in Path(f"research/{protocol['id'][:12]}.html").read_text()
 
 
+def test_people_can_read_the_ledger(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    assert main(["research", "log"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 9
+    assert "peak_lr=2e-2, seed 1: " in lines[5]
+    assert main(["research", "show", "0"]) == 0
+    assert json.loads(capfd.readouterr().out)["kind"] == "protocol"
+    assert main(["research", "verify"]) == 0
+    assert "9 records, no problem" in capfd.readouterr().out
+    assert "has 0 to 8" in refused(["research", "show", "9"], capfd)
+    assert "`jaxlm ablate` begins one" in refused(["research", "log", "--project", "no"], capfd)
+
+
 def test_a_run_of_an_arm_is_bit_for_bit_the_run_alone(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The idea bank: real ideas, trained once over many seeds, replayed as a world for policies.
+
+The table (CSV) has the columns idea, scale, seed, fraction, loss: one row per idea, scale, seed and
+fraction of training at which it was evaluated; fraction 1 is the end, an empty loss a run that did
+not complete.  'baseline' is an idea too, with the same seeds.
+
+Assumption: effects of different ideas add up.  An arm's loss at fraction f is
+
+    mean baseline(f) + sum_i (mean_i(f) - mean baseline(f)) + residual_j(s, f),
+
+where residual_j(s, f) = loss_j(s, f) - mean_j(f) is a real run's own deviation, with its whole curve.
+s is drawn by the trial's seed alone, so that arms on one seed share what seeds share; j by seed and
+arm, the idea itself for an arm of one idea.  So an arm of one idea on a seed of the table is that very
+run (without a `draw`), and noise, its pairing, and early against late are those of real runs.  What
+ideas do to each other is not in the table, and stays out.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxlm.core.errors import DataError
+from jaxlm.research.policies.base import Losses, Trial
+from jaxlm.research.simulate import mix
+from jaxlm.research.stats.noise import Noise, pool
+from jaxlm.research.stats.shrink import Floats
+
+COLUMNS = ("idea", "scale", "seed", "fraction", "loss")
+BASELINE = "baseline"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """All runs: losses[scale] is (idea, seed, fraction), nan where a run did not complete."""
+
+    ideas: tuple[str, ...]  # the baseline first
+    seeds: tuple[int, ...]
+    fractions: tuple[float, ...]  # rising, the last is 1
+    losses: tuple[Floats, ...]
+
+    def effect(self, idea: str, scale: int = 0) -> tuple[float, float]:
+        """(mean final difference to the baseline over seeds, its standard error)."""
+        final = self.losses[scale][:, :, -1]
+        d = final[self.ideas.index(idea)] - final[0]
+        return float(d.mean()), float(d.std(ddof=1) / np.sqrt(d.size))
+
+    def noise(self, scale: int = 0) -> Noise:
+        """Of one run's final loss, pooled over ideas."""
+        noise = pool([list(row[~np.isnan(row)]) for row in self.losses[scale][:, :, -1]])
+        assert noise is not None  # read_bank asks for two seeds
+        return noise
+
+
+def read_bank(path: Path) -> Bank:
+    """Raises DataError for a table with a column, the baseline or a run missing, or one twice."""
+    with open(path, newline="", encoding="utf-8") as f:
+        reader = csv.DictReader(f)
+        missing = set(COLUMNS) - set(reader.fieldnames or ())
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(sorted(missing))}")
+        rows = list(reader)
+    try:
+        cells: dict[tuple[str, int, int, float], float] = {}
+        for row in rows:
+            key = (row["idea"], int(row["scale"]), int(row["seed"]), float(row["fraction"]))
+            if key in cells:
+                raise DataError(f"{path}: {key} is there twice")
+            cells[key] = float(row["loss"]) if row["loss"] else np.nan
+    except (TypeError, ValueError) as e:
+        raise DataError(f"{path}: not a number: {e}") from e
+    return _tabulate(path, cells)
+
+
+def _tabulate(path: Path, cells: dict[tuple[str, int, int, float], float]) -> Bank:
+    names, scales = sorted({key[0] for key in cells}), sorted({key[1] for key in cells})
+    seeds, fractions = sorted({key[2] for key in cells}), sorted({key[3] for key in cells})
+    if BASELINE not in names or len(seeds) < 2 or not fractions or fractions[-1] != 1.0:
+        raise DataError(f"{path}: needs the idea {BASELINE!r}, two seeds and the fraction 1")
+    if scales != list(range(len(scales))):
+        raise DataError(f"{path}: scales must be 0, 1, ..., got {scales}")
+    ideas = [BASELINE, *(name for name in names if name != BASELINE)]
+    tables = []
+    for scale in scales:
+        keys = [[[(i, scale, s, f) for f in fractions] for s in seeds] for i in ideas]
+        gaps = [key for per_idea in keys for row in per_idea for key in row if key not in cells]
+        if gaps:
+            raise DataError(f"{path}: {len(gaps)} rows missing, the first {gaps[0]}")
+        tables.append(np.array([[[cells[k] for k in row] for row in idea] for idea in keys]))
+    if any(np.isnan(table[0]).any() for table in tables):
+        raise DataError(f"{path}: a run of the baseline did not complete")
+    return Bank(tuple(ideas), tuple(seeds), tuple(fractions), tuple(tables))
+
+
+class BankWorld:
+    """A bank as a world.
+
+    draw: another order of ideas and choice of residuals; None: the table's.  noise: a factor on all
+    residuals, for what smaller evaluations (above 1) or larger models (below 1) would be like.
+    """
+
+    def __init__(self, bank: Bank, draw: int | None = None, noise: float = 1.0) -> None:
+        self.bank, self.draw, self.noise = bank, draw, noise
+        order = np.arange(1, len(bank.ideas))
+        if draw is not None:
+            order = np.random.default_rng(draw).permutation(order)
+        self.ideas = tuple(bank.ideas[i] for i in order)
+        self._index = {idea: i for i, idea in enumerate(bank.ideas)}
+        self._fails: list[NDArray[np.bool_]] = [
+            np.asarray(np.isnan(t).any(axis=(1, 2))) for t in bank.losses
+        ]
+        self._means = [t.mean(axis=1) for t in bank.losses]  # (idea, fraction)
+        self._whole = [np.flatnonzero(~fails) for fails in self._fails]
+
+    def run(self, trials: Sequence[Trial]) -> Losses:
+        """None for an arm with an idea that did not complete on some seed of the table.
+
+        Between the table's fractions losses are linear in ln f; before the first they are its.
+        """
+        return [self._loss(t) for t in trials]
+
+    def truth(self, arm: frozenset[str], scale: int = 0) -> float:
+        """Sum of the ideas' mean final effects, as measured over the table's seeds."""
+        means = self._means[scale][:, -1]
+        return float(sum(means[self._index[idea]] - means[0] for idea in sorted(arm)))
+
+    def _loss(self, trial: Trial) -> float | None:
+        index = sorted(self._index[idea] for idea in trial.arm)
+        if self._fails[trial.scale][index].any():
+            return None
+        bank, means = self.bank, self._means[trial.scale]
+        curve = means[0] + (means[index] - means[0]).sum(axis=0)
+        seed, idea = self._residual_of(trial, index)
+        curve = curve + self.noise * (bank.losses[trial.scale][idea, seed] - means[idea])
+        return float(np.interp(np.log(trial.fraction), np.log(bank.fractions), curve))
+
+    def _residual_of(self, trial: Trial, index: list[int]) -> tuple[int, int]:
+        """(seed, idea) of the run whose deviation this one has."""
+        salt = 0 if self.draw is None else mix(self.draw + 1)
+        key = mix(salt ^ (trial.seed + (trial.scale << 40)))
+        seed = key % len(self.bank.seeds)
+        if self.draw is None and trial.seed in self.bank.seeds:
+            seed = self.bank.seeds.index(trial.seed)
+        if len(index) <= 1:
+            return seed, index[0] if index else 0
+        for i in index:
+            key = mix(key ^ i)
+        whole = self._whole[trial.scale]
+        return seed, int(whole[key % whole.size])
