@@ -18,6 +18,7 @@ import numpy as np
 from jaxlm.bench.kernel_runs import ChangedError, Part, Rule, Runs, Work
 from jaxlm.bench.schedule import Region, Schedule
 from pallas_kernels.grouped_matmul import tpu
+from pallas_kernels.grouped_matmul.schedule import Visits, num_pieces, shared, visits
 from pallas_kernels.grouped_matmul.specs import SPECS, Spec, equal_sizes, zipf_sizes
 from pallas_kernels.tuning.grouped_matmul import Blocks, product_blocks, weights_blocks
 
@@ -30,27 +31,28 @@ Shape = tuple[Spec, np.ndarray]
 DIRECTIONS = ("forward", "dx", "dw")
 
 
-class Tiles(NamedTuple):
-    """Meetings of tiles of rows with groups."""
+class Met(NamedTuple):
+    """Meetings of tiles of rows with groups, by part of the grid."""
 
-    full: int  # tiles that one group fills
-    pieces: int  # of the others, that hold rows of the group
-    visits: int
+    full_P: np.ndarray  # tiles that one group fills
+    pieces_P: np.ndarray  # of the other tiles, that hold rows of the group
 
-    @classmethod
-    def of(cls, sizes: Sequence[int] | np.ndarray, tile: int, piece: int = 1) -> "Tiles":
-        full = pieces = visits = 0
-        stop = 0
-        for size in map(int, sizes):
-            start, stop = stop, stop + size
-            for first in range(start // tile * tile, stop, tile) if size else ():
-                a, b = max(start - first, 0), min(stop - first, tile)
-                visits += 1
-                if b - a == tile:
-                    full += 1
-                else:
-                    pieces += -(-b // piece) - a // piece
-        return cls(full, pieces, visits)
+
+def meetings(plan: Visits, tile: int, piece: int) -> Met:
+    """Counted in the kernels' own table of visits, (P, M)."""
+    first_PM = plan.tile_M * tile
+    start_PM = jnp.maximum(plan.start_M - first_PM, 0)
+    stop_PM = jnp.minimum(plan.stop_M - first_PM, tile)
+    is_full_PM = stop_PM - start_PM == tile
+    pieces_PM = jnp.where(is_full_PM, 0, num_pieces(start_PM, stop_PM, piece))
+    return Met(np.asarray(is_full_PM.sum(-1)), np.asarray(pieces_PM.sum(-1)))
+
+
+def num_visits(sizes: Sequence[int] | np.ndarray, tile: int) -> int:
+    """Pairs of a tile and a group with rows in it."""
+    stops = np.cumsum(sizes)
+    held = np.asarray(sizes) > 0
+    return int((((stops - 1) // tile - (stops - sizes) // tile + 1) * held).sum())
 
 
 def choice(shape: Shape, chip: str, direction: str) -> Blocks:
@@ -71,21 +73,20 @@ def _our_product(shape: Shape, direction: str, blocks: Blocks) -> Work:
     (s, sizes), is_flipped = shape, direction == "dx"
     (x, w, groups), D, F = _operands(s, direction)
     r, tiles, columns = blocks.rows, -(-s.R // blocks.rows), -(-F // min(blocks.columns, F))
-    parts = blocks.num_cores if tiles % blocks.num_cores == 0 else 1
-    rows, stops = tiles // parts * r, np.cumsum(sizes)
-    by_part = [
-        np.diff(np.clip(stops - p * rows, 0, rows), prepend=0) for p in range(parts)
-    ]  # sizes of the groups in each part
-    met = [Tiles.of(some, r, min(blocks.piece, r)) for some in by_part]
-    full, pieces = (sum(getattr(t, what) for t in met) * columns for what in ("full", "pieces"))
-    steps = parts * columns * (tiles // parts + s.E + 1)
+    parts, piece = min(blocks.num_cores, tiles), min(blocks.piece, r)
+    plan = visits(jnp.asarray([*sizes, s.R - sizes.sum()]), s.R, r, visit_empty=False)
+    plan = shared(plan, r, piece, tiles, parts)
+    met = meetings(plan, r, piece)
+    busiest = int(np.argmax(met.full_P * r + met.pieces_P * piece))  # the others wait for it
+    full, pieces = (parts * columns * int(by_part[busiest]) for by_part in met)
+    steps = parts * columns * plan.tile_M.shape[1]
     runs = Runs(steps, (pieces, 0), (full,), steps, steps)  # the second loop: rows of no group
 
     def function(x: Any, w: Any, groups: Any) -> Any:
         return tpu.product(x, w, groups, blocks, is_flipped=is_flipped)
 
-    moved = 2 * (s.R * D * columns + sum(int((some > 0).sum()) for some in by_part) * D * F)
-    moved += 2 * s.R * F
+    matrices = sum(len(np.unique(group_M)) for group_M in np.asarray(plan.group_M))
+    moved = 2 * (s.R * D * columns + matrices * D * F + s.R * F)
     return Work(function, (x, w, groups), (Part("grouped_matmul", runs.of),), moved)
 
 
@@ -93,10 +94,12 @@ def _our_weights(shape: Shape, direction: str, blocks: Blocks) -> Work:
     s, sizes = shape
     (x, dy, groups), D, F = _operands(s, direction)
     down, across = -(-D // min(blocks.contracted, D)), -(-F // min(blocks.columns, F))
-    met, grid = Tiles.of(sizes, blocks.rows, min(blocks.piece, blocks.rows)), down * across
-    steps = grid * (-(-s.R // blocks.rows) + s.E)
-    empty = int((sizes == 0).sum())
-    runs = Runs(steps, (grid * met.pieces,), (grid * met.full,), grid * empty, grid * s.E)
+    grid = down * across
+    plan = visits(jnp.asarray(sizes), s.R, blocks.rows, visit_empty=True)
+    met = meetings(plan, blocks.rows, min(blocks.piece, blocks.rows))
+    full, pieces = (grid * int(count) for count in met)
+    steps, empty = grid * len(plan.tile_M), int((sizes == 0).sum())
+    runs = Runs(steps, (pieces,), (full,), grid * empty, grid * s.E)
 
     def function(x: Any, dy: Any, groups: Any) -> Any:
         return tpu.weights_gradient(x, dy, groups, jnp.bfloat16, blocks)
@@ -145,15 +148,15 @@ def _megablox_runs(shape: Shape, direction: str, m: int, k: int, n: int) -> tupl
     s, sizes = shape
     _, D, F = _operands(s, direction)
     ks, ns = -(-D // k), -(-F // n)
-    visits, groups = Tiles.of(sizes, m).visits, int((sizes > 0).sum())
+    visited, groups = num_visits(sizes, m), int((sizes > 0).sum())
     if direction == "dw":
         grid, empty = ns * ks, s.E - groups
-        runs = Runs(grid * (visits + empty), (), (grid * visits,), grid * s.E, grid * s.E)
+        runs = Runs(grid * (visited + empty), (), (grid * visited,), grid * s.E, grid * s.E)
         return runs, 2 * (s.R * D * ns + s.R * F * ks + s.E * D * F)
-    steps = ns * visits * ks
+    steps = ns * visited * ks
     products = (steps / ks, steps - steps / ks) if ks > 1 else (steps,)  # last of k; others
-    x = s.R * D * ns if ks == 1 else visits * m * D * ns
-    w = groups * D * F if ks == 1 else visits * D * F
+    x = s.R * D * ns if ks == 1 else visited * m * D * ns
+    w = groups * D * F if ks == 1 else visited * D * F
     return Runs(steps, (), products, steps / ks, steps / ks), 2 * (x + w + s.R * F)
 
 

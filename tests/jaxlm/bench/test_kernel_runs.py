@@ -3,12 +3,14 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.bench.grouped_matmul_kernels import Tiles
+from jaxlm.bench.grouped_matmul_kernels import meetings, num_visits
 from jaxlm.bench.kernel_runs import ChangedError, Runs
 from jaxlm.bench.schedule import Region, Schedule, read_schedule
+from pallas_kernels.grouped_matmul.schedule import shared, visits
 from pallas_kernels.grouped_matmul.specs import SPECS, zipf_sizes
 from tests.jaxlm.bench.programs import dump
 
@@ -64,12 +66,19 @@ def test_a_kernel_of_other_regions_than_its_rule_is_refused(runs: Runs, message:
         runs.of(schedule, 1)
 
 
-def test_tiles_of_groups_cover_every_row_once() -> None:
-    assert Tiles.of([3, 0, 6], tile=4, piece=1) == Tiles(full=1, pieces=5, visits=4)
+def test_meetings_of_tiles_and_groups_cover_every_row_once() -> None:
     spec = SPECS["fine_grained_64"]
-    sizes = zipf_sizes(spec)
-    met = Tiles.of(sizes, tile=512)
-    assert met.full * 512 + met.pieces == spec.R
-    assert met.visits <= -(-spec.R // 512) + spec.E - 1
-    one_group = Tiles.of(np.array([0, 1024, 0]), tile=512, piece=128)
-    assert one_group == Tiles(full=2, pieces=0, visits=2)
+    sizes, tiles = zipf_sizes(spec), -(-spec.R // 512)
+    plan = visits(jnp.asarray(sizes), spec.R, 512, visit_empty=False)
+    met = meetings(shared(plan, 512, 1, tiles, 2), 512, 1)
+    assert met.full_P.sum() * 512 + met.pieces_P.sum() == spec.R
+    work = met.full_P * 512 + met.pieces_P
+    assert work.max() <= 0.55 * spec.R  # the two parts share it
+    assert len(np.unique(np.stack([plan.tile_M, plan.group_M]), axis=1).T) == num_visits(sizes, 512)
+
+
+def test_visits_of_a_group_that_fills_two_tiles() -> None:
+    sizes = np.array([0, 1024, 0])
+    met = meetings(visits(jnp.asarray(sizes), 1024, 512, visit_empty=False), 512, 128)
+    assert (met.full_P, met.pieces_P, num_visits(sizes, 512)) == (2, 0, 2)
+    assert num_visits([3, 0, 6], 4) == 4
