@@ -3,7 +3,7 @@
 
 The public kernels are one design: megablox in jax, in tokamax, and inside of XLA's ragged_dot.
 
-Legend: R rows  E groups  D width of x  F width of y  (m, k, n) a tile of rows, contraction, result
+Legend: R rows  E groups  M visits  P parts  D width of x  F width of y  (m, k, n) a tile of rows, contraction, result
 """
 
 import re
