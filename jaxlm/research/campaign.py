@@ -118,7 +118,11 @@ def execute(
     if protocol.id not in {a["protocol"] for a in ledger.of_kind("approval")}:
         ledger.append("approval", {"protocol": protocol.id, "by": approved_by})
     recorded = {(r["protocol"], r["arm"], r["seed"]): r for r in ledger.of_kind("run")}
-    known = {r["run_id"]: r for r in recorded.values() if r["status"] == "completed"}
+    known = {
+        r["run_id"]: r
+        for r in recorded.values()
+        if r["status"] == "completed" and r["evaluation"]["evaluator"] == protocol.evaluator
+    }
     missing = {key: run for key, run in plan.runs.items() if (protocol.id, *key) not in recorded}
     fresh = [run for run in missing.values() if run.run_id not in known]
     evaluations = _train_and_judge(fresh, progress, workers, how)
@@ -180,15 +184,27 @@ def _train_and_judge(
         else:
             refused.append(news["error"])
 
+    if not runs:
+        return found
     verbs: tuple[Verb, ...] = ("train", "evaluate")
     for verb in verbs:
         if verb == "evaluate":
+            _check_ended(runs)
             jobs = [dataclasses.replace(job, runs=_completed(job.runs)) for job in jobs]
         run_jobs(verb, [job for job in jobs if job.runs], workers, hear)
         progress("train" if verb == "train" else "judge", 1.0, f"{len(runs)} runs")
     if refused:
         raise RunError(f"{refused[0]}; delete that run's directory to train it again")
     return found
+
+
+def _check_ended(runs: Sequence[JobRun]) -> None:
+    """A run that was stopped on its way is neither a result nor a failure: it has yet to go on."""
+    for run in runs:
+        if _status(run.directory) not in ("completed", "diverged"):
+            raise RunError(
+                f"{run.directory} was stopped before its end; the same command goes on from there"
+            )
 
 
 def _completed(runs: Sequence[JobRun]) -> tuple[JobRun, ...]:
@@ -200,7 +216,7 @@ def _status(directory: Path) -> str:
 
 
 def _bare(config: RunConfig) -> RunConfig:
-    """Without what verdicts do not need: samples, and checkpoints that nobody will go on from."""
+    """Without samples, which no verdict needs."""
     train = dataclasses.replace(config.train, sample_prompts=(), sample_every=None)
     return dataclasses.replace(config, train=train)
 

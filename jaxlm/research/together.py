@@ -31,7 +31,7 @@ from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.research.jobs import JobRun
 from jaxlm.sharding.mesh import AXES
 from jaxlm.telemetry.display import Display
-from jaxlm.train.checkpoint import list_checkpoints, restore
+from jaxlm.train.checkpoint import list_checkpoints
 from jaxlm.train.loop import Outcome, Run
 from jaxlm.train.run_dir import CHECKPOINTS, open_run_dir
 from jaxlm.train.session import describe, write_end, write_start
@@ -150,13 +150,8 @@ def _initial(members: list[_Member], trainer: Trainer) -> tuple[TrainState, int]
     folders = [member.run.run_dir / CHECKPOINTS for member in members]
     common = set.intersection(*(set(list_checkpoints(folder)) for folder in folders))
     step = max(common, default=0)
-    states = []
-    for member, folder in zip(members, folders, strict=True):
-        if step:
-            states.append(restore(folder, step, trainer.abstract_state))
-            member.run.reporter.event(step, "resumed", f"from {folder}")
-        else:
-            states.append(trainer.fresh_state(member.run.config))
+    runs = [member.run for member in members]
+    states = [run.restored(step) if step else trainer.fresh_state(run.config) for run in runs]
     split = NamedSharding(trainer.mesh, PartitionSpec(MEMBERS))
     stack = jax.jit(
         lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=split

@@ -123,7 +123,7 @@ def _run(
             yield f"metric {body['metric']} is not its evaluation's {found[protocol['metric']]}"
         if found["run_id"] != body["run_id"]:
             yield "the evaluation is of another run"
-        if found["evaluator"] != protocol["evaluator"] and not body["is_reused"]:
+        if found["evaluator"] != protocol["evaluator"]:
             yield "judged by another evaluator than the protocol's"
 
 

@@ -58,8 +58,11 @@ def train(job: Job, out: TextIO = sys.stdout) -> None:
 def _train_in_turn(runs: list[JobRun], out: TextIO) -> None:
     trainer = _trainer(runs[0])
     for run in runs:
+        announcer = Announcer(run.directory, out)
         with contextlib.suppress(NonFiniteError):  # its summary says so
-            run_training(run.config, run.directory, "", Announcer(run.directory, out), trainer)
+            summary = run_training(run.config, run.directory, "", announcer, trainer)
+            if summary["status"] != "completed":  # asked to stop
+                return
 
 
 def evaluate(job: Job, out: TextIO = sys.stdout) -> None:

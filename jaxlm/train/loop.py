@@ -139,11 +139,16 @@ class Run:
         step = newest_whole(directory, lambda text: self.reporter.event(0, "damaged", text))
         if step is None:
             return self.trainer.fresh_state(self.config), 0
+        return self.restored(step), step
+
+    def restored(self, step: int) -> TrainState:
+        """The state of a checkpoint; counting goes on from there."""
+        directory = self.run_dir / CHECKPOINTS
         state = restore(directory, step, self.trainer.abstract_state, self.identity.data_id)
         rows = [row for row in latest_rows(self.run_dir, "train") if row["step"] == step]
         self.reporter.resume(rows[-1]["data/tokens_seen"] if rows else 0)
         self.reporter.event(step, "resumed", f"from {directory}")
-        return state, step
+        return state
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Global arrays of batch(start), batch(start + 1), ...; read in the background."""

@@ -139,6 +139,22 @@ def test_members_of_one_program_on_two_devices_equal_runs_alone_to_rounding(
         assert json.loads((run.directory / "env.json").read_text())["mesh"]["members"] == 2
 
 
+def test_a_run_that_was_stopped_is_not_recorded_and_goes_on(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+
+    def stopped(verb: str, jobs: list[Job], *_: object) -> None:
+        for run in jobs[0].runs:
+            run.directory.mkdir(parents=True)
+            (run.directory / "summary.json").write_text('{"status": "preempted"}')
+
+    monkeypatch.setattr(campaign, "run_jobs", stopped)
+    assert main([*ABLATE, "--project", "stopped"]) == 2
+    assert "was stopped before its end; the same command goes on" in capfd.readouterr().err
+    assert Ledger(Path("stopped/ledger.jsonl")).of_kind("run") == []
+
+
 def test_a_run_that_claims_what_its_checkpoint_is_not_is_refused(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
