@@ -2,11 +2,15 @@
 """Arguments and device set-up that several commands share.  Imports no jax until asked to."""
 
 import argparse
+import contextlib
 import ctypes
 import os
 import re
 import socket
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +144,37 @@ def _await_coordinator(address: str) -> None:
 
 
 def _join(jax: Any, **where: Any) -> None:
+    place = where.get("coordinator_address", "the cluster's coordinator")
+    with _limit(JOIN_TIMEOUT_S, f"not all processes came to {place} within {JOIN_TIMEOUT_S} s"):
+        try:
+            # heartbeat: how soon a killed peer is noticed; its default of 100 s is rented time
+            jax.distributed.initialize(
+                **where,
+                initialization_timeout=2 * JOIN_TIMEOUT_S,
+                heartbeat_timeout_seconds=20,
+            )
+        except (RuntimeError, ValueError) as e:
+            raise ConfigError(
+                f"cannot join the other processes at {place}: {str(e).splitlines()[0]}; "
+                "check that process 0 runs and that its address can be reached from here"
+            ) from e
+
+
+@contextlib.contextmanager
+def _limit(seconds: float, complaint: str) -> Iterator[None]:
+    """Ends the process with one line when the body takes longer.
+
+    At its own limit JAX aborts from C++, where nothing can be caught.
+    """
+
+    def leave() -> None:
+        print(f"jaxlm: error: {complaint}; check that the others run", file=sys.stderr, flush=True)
+        os._exit(ConfigError.exit_code)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
     try:
-        # heartbeat: how soon a killed peer is noticed; its default of 100 s is rented time
-        jax.distributed.initialize(
-            **where, initialization_timeout=JOIN_TIMEOUT_S, heartbeat_timeout_seconds=20
-        )
-    except (RuntimeError, ValueError) as e:
-        place = where.get("coordinator_address", "the cluster's coordinator")
-        raise ConfigError(
-            f"cannot join the other processes at {place}: {str(e).splitlines()[0]}; "
-            "check that process 0 runs and that its address can be reached from here"
-        ) from e
+        yield
+    finally:
+        timer.cancel()

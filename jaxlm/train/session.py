@@ -88,8 +88,13 @@ def write_end(run_dir: Path, summary: Summary) -> None:
     """summary.json and report.html: the last that a run writes."""
     if summary["step"] is None:
         summary["step"] = max((row["step"] for row in read_rows(run_dir, "train")), default=0)
-    write_json_atomic(run_dir / "summary.json", summary)
-    write_report(run_dir)
+    path = run_dir / "summary.json"
+    write_json_atomic(path, summary)
+    try:
+        write_report(run_dir)
+    except OSError:  # no run counts as finished without its page: the same command writes both
+        path.unlink()
+        raise
 
 
 def describe(resolved: Resolved) -> dict[str, str]:

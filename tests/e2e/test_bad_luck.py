@@ -2,6 +2,7 @@
 """Full and read-only disks, closed outputs, busy directories and absent machines."""
 
 import gc
+import importlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from jaxlm.cli import common
 from jaxlm.cli.main import main
 from jaxlm.telemetry import writer
 from jaxlm.train.checkpoint import list_checkpoints
-from tests.e2e.workshop import ROOT, furnish, process, refused, remount, small_disk, tree
+from tests.e2e.workshop import ROOT, free_port, furnish, process, refused, remount, small_disk, tree
 
 CHECKPOINTS = Path("run/checkpoints")
 TRAIN = ["train", "base.gin", "--run", "run"]
@@ -142,6 +143,34 @@ def test_disk_full_while_a_row_of_telemetry_is_written(
         assert steps == list(range(1, 9))
 
 
+@pytest.mark.parametrize("where", ["loop.append_json", "session.write_report"])
+@pytest.mark.parametrize("room", [0, 8_000])
+def test_disk_full_while_a_sample_or_the_report_is_written(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str, room: int
+) -> None:
+    part, name = where.split(".")
+    module = importlib.import_module(f"jaxlm.train.{part}")
+    write = getattr(module, name)
+
+    def write_on_a_full_disk(*args: object) -> None:
+        if not Path("run/ballast").exists():
+            while not list_checkpoints(CHECKPOINTS):  # the save is still being written
+                time.sleep(0.01)
+            fill(Path("run"), 0 if part == "loop" else room)
+        write(*args)
+
+    with small_disk(Path("run"), "4m"):
+        monkeypatch.setattr(module, name, write_on_a_full_disk)
+        capfd.readouterr()
+        assert main(TRAIN) == 2
+        assert "No space left on device" in one_line(capfd.readouterr().err)
+        monkeypatch.setattr(module, name, write)
+        Path("run/ballast").unlink()
+        assert main(TRAIN) == 0
+        assert Path("run/report.html").stat().st_size > 8_000
+        assert len(Path("run/samples.jsonl").read_text().splitlines()) >= 1
+
+
 def test_read_only_directories_are_refused_before_text_is_read(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -214,6 +243,24 @@ def test_unreachable_coordinator_is_one_line(
     line = refused([*TRAIN, "--coordinator", address, *others], capfd)
     assert f"--coordinator {address} does not answer" in line
     assert "check that process 0 runs" in line
+    assert not Path("run").exists()
+
+
+def test_peers_that_never_come_are_one_line() -> None:
+    code = "; ".join(
+        [
+            "import sys; from jaxlm.cli import common, main",
+            "common.JOIN_TIMEOUT_S = 1",
+            f"sys.exit(main.main({[*TRAIN, '--coordinator', f'localhost:{free_port()}']} + "
+            "['--num-processes', '2', '--process-id', '0']))",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=Path.cwd(),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "not all processes came to localhost:" in one_line(done.stderr)
     assert not Path("run").exists()
 
 

@@ -2,7 +2,6 @@
 """The same updates on every mesh, and checkpoints that move between them, two processes included."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.e2e.rewrite import MESHES
 from tests.e2e.runs import ROOT, Job, assert_same_bits, column, state_of
+from tests.e2e.workshop import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -54,9 +54,7 @@ def test_one_process_reads_it_on_any_mesh(trained: Path, written_on: str):
 
 
 def test_two_processes_read_it_on_any_mesh(trained: Path, tmp_path: Path):
-    with socket.socket() as s:  # a free port
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     words = [sys.executable, "-m", "tests.e2e.rewrite", address]
     runs = [str(trained / name) for name in JOBS]
     env = os.environ | {"PYTHONPATH": str(ROOT)}

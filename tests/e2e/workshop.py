@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,12 @@ def furnish(folder: Path) -> None:
     texts = [" ".join(rng.choices(words, k=rng.choice([3, 10, 60, 200]))) for _ in range(150)]
     write_jsonl(folder / "text" / "docs.jsonl", texts)
     (folder / "base.gin").write_text(CONFIG)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 def tree(*roots: str) -> dict[str, str]:
