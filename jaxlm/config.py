@@ -8,6 +8,7 @@ Standard library only; works without gin:
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxlm.core.canonical import content_id, to_jsonable
@@ -81,7 +82,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
 class Resolved:
     """Numbers that follow from a RunConfig and the number of devices; computed here only."""
 
-    mesh: tuple[int, int, int]  # devices along data, fsdp, model
+    mesh: dict[str, int]  # devices along each axis
     tokens_per_step: int
     total_tokens: int
     params: dict[str, int]  # by group
@@ -94,14 +95,14 @@ class Resolved:
     def describe(self) -> dict[str, str]:
         """Name -> text, for the table that a run prints first."""
         groups = ", ".join(f"{name} {count:,}" for name, count in self.params.items() if count)
-        data, fsdp, model = self.mesh
+        axes = [f"{axis} {size}" for axis, size in self.mesh.items() if size > 1]
         return {
             "parameters": f"{self.num_params:,} ({groups})",
             "tokens": f"{self.total_tokens:,} = {self.tokens_per_step:,} per update "
             f"({self.total_tokens / self.num_params:.1f} per parameter)",
             "FLOPs": f"{self.train_flops_per_token:.3g} per token, "
             f"{self.train_flops_per_token * self.total_tokens:.3g} in all",
-            "mesh": f"data {data} x fsdp {fsdp} x model {model}",
+            "mesh": " x ".join(axes) or "one device",
         }
 
 
@@ -111,29 +112,8 @@ def resolve(config: RunConfig, num_devices: int) -> Resolved:
     Raises ConfigError when the batch or a width does not divide over the mesh.
     """
     mesh = config.mesh.shape(num_devices)
-    data, fsdp, tensor = mesh
-    rows = config.data.batch_size // config.train.num_micro_batches
-    if rows % (data * fsdp):
-        raise ConfigError(
-            f"DataConfig.batch_size={config.data.batch_size} in {config.train.num_micro_batches} micro-"
-            f"batches gives {rows} rows, not divisible by the mesh's data x fsdp = {data} x {fsdp}"
-        )
+    _check_mesh(config, mesh)
     m = config.model
-    widths = {
-        "num_heads": m.num_heads,
-        "num_kv_heads": m.kv_heads,
-        "ffn_dim": m.ffn_dim,
-        "vocab_size": m.vocab_size,
-    }
-    for name, width in widths.items():
-        if width % tensor:
-            raise ConfigError(
-                f"ModelConfig.{name}={width} is not divisible by MeshConfig.model={tensor}"
-            )
-    if m.embed_dim % fsdp:
-        raise ConfigError(
-            f"ModelConfig.embed_dim={m.embed_dim} is not divisible by MeshConfig.fsdp={fsdp}"
-        )
     tokens_per_step = config.data.batch_size * config.data.seq_len
     return Resolved(
         mesh=mesh,
@@ -142,3 +122,40 @@ def resolve(config: RunConfig, num_devices: int) -> Resolved:
         params=num_params(m),
         train_flops_per_token=train_flops_per_token(m, config.data.seq_len),
     )
+
+
+def _check_mesh(config: RunConfig, mesh: dict[str, int]) -> None:
+    """Raises ConfigError for a dimension that its mesh axes do not divide, naming both."""
+    m, data, parts = config.model, config.data, config.train.num_micro_batches
+    batch, seq = f"DataConfig.batch_size={data.batch_size}", f"DataConfig.seq_len={data.seq_len} is"
+    wide = ("fsdp", "expert", "context")
+    is_ulysses = config.mesh.context_attention == "ulysses"
+    heads = ("model", "context") if is_ulysses else ("model",)
+    splits: list[tuple[str, int, tuple[str, ...]]] = [
+        (
+            f"{batch} in {parts} micro-batches gives {data.batch_size // parts} rows,",
+            data.batch_size // parts,
+            ("slice", "data", "fsdp", "expert", "pipeline"),
+        ),
+        (
+            seq,
+            data.seq_len,
+            ("context", "model") if config.mesh.sequence_parallel else ("context",),
+        ),
+        (f"ModelConfig.num_heads={m.num_heads} is", m.num_heads, heads),
+        (f"ModelConfig.num_kv_heads={m.kv_heads} is", m.kv_heads, heads),
+        (f"ModelConfig.ffn_dim={m.ffn_dim} is", m.ffn_dim, ("model",)),
+        (f"ModelConfig.vocab_size={m.vocab_size} is", m.vocab_size, ("model",)),
+        (f"ModelConfig.embed_dim={m.embed_dim} is", m.embed_dim, wide),
+        (f"ModelConfig.num_layers={m.num_layers} is", m.num_layers, ("pipeline",)),
+    ]
+    if mesh["context"] > 1 and not is_ulysses and data.seq_len % (2 * mesh["context"]):
+        raise ConfigError(
+            f"{seq} not divisible by twice MeshConfig.context={mesh['context']}: "
+            f"context_attention={config.mesh.context_attention!r} gives every device two chunks"
+        )
+    for what, size, axes in splits:
+        used = [axis for axis in axes if mesh[axis] > 1]
+        if size % math.prod(mesh[axis] for axis in used):
+            told = " x ".join(f"MeshConfig.{axis}={mesh[axis]}" for axis in used)
+            raise ConfigError(f"{what} not divisible by {told}")

@@ -69,10 +69,10 @@ def batch_loss(
     if not kernels.is_loss_fused(model.config.loss_impl, targets_BT.size, model.config.vocab_size):
         return cross_entropy(model.logits(params, hidden_BTD), targets_BT, weights_BT, z_loss)
     found = kernels.linear_cross_entropy(
-        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+        hidden_BTD,
         model.output_matrix(params),
-        targets_BT.reshape(-1),
-        weights_BT.reshape(-1),
+        targets_BT,
+        weights_BT,
         softcap=model.config.logit_softcap,
         z_loss=z_loss,
         impl=model.config.loss_impl,

@@ -23,12 +23,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlm.core.types import Params
 from jaxlm.model.config import LayerKind, ModelConfig
 from jaxlm.nn.attention import Attention, KVCache, Where
+from jaxlm.nn.context import from_zigzag, to_zigzag
 from jaxlm.nn.embed import Embed, Output
 from jaxlm.nn.mlp import MLP
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import rope_frequencies, rope_tables
+from jaxlm.sharding.rules import BATCH, constrain, num_parts
 
-STREAM = ("batch", "seq", "embed")  # logical axes of the residual stream
+# Logical axes of the residual stream between layers, and before and after them.
+STREAM, ENDS = ("batch", "residual_seq", "embed"), ("rows", "residual_seq", "embed")
 
 # What the backward pass finds stored, by name; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -63,11 +66,11 @@ class Block(nn.Module):
             name="attention",
         )(RMSNorm(c.norm_eps, name="attention_norm")(x_BTD), where, cache)
         x_BTD = x_BTD + checkpoint_name(attended_BTD, "attention_out")
-        x_BTD = nn.with_logical_constraint(x_BTD, STREAM)
+        x_BTD = constrain(x_BTD, STREAM)
         mlp = MLP(c.ffn_dim, c.activation, c.num_layers, name="mlp")
         y_BTD = mlp(RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD))
         x_BTD = x_BTD + checkpoint_name(y_BTD, "mlp_out")
-        return nn.with_logical_constraint(x_BTD, STREAM), cache
+        return constrain(x_BTD, STREAM), cache
 
 
 class Period(nn.Module):
@@ -119,10 +122,15 @@ class Transformer(nn.Module):
         frequencies = rope_frequencies(
             c.head_width, c.rope_theta, c.rope_scaling, c.rope_factor, c.rope_original_len
         )
+        if caches is None:
+            tokens_BT, positions_BT = to_zigzag(tokens_BT, positions_BT)
+            if segment_ids_BT is not None:
+                (segment_ids_BT,) = to_zigzag(segment_ids_BT)
         where = Where(rope_tables(positions_BT, *frequencies), segment_ids_BT, offset_B)
-        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT), STREAM)
+        x_BTD = constrain(self.embed(tokens_BT), ENDS)
         x_BTD, caches = self.layers(x_BTD, where, caches)
-        return self.final_norm(x_BTD), caches
+        x_BTD = self.final_norm(constrain(x_BTD, ENDS))
+        return (from_zigzag(x_BTD) if caches is None else x_BTD), caches
 
     def output_matrix(self) -> jax.Array:
         return self.embed.table_VD if self.output is None else self.output()
@@ -150,7 +158,9 @@ class Model:
         return self._module.apply({"params": params}, *inputs, method=method)
 
     def _boxed_init(self, rng: jax.Array) -> Params:
-        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        # as small as the mesh around the trace can split
+        shape = num_parts(*BATCH, "pipeline"), 2 * num_parts("context", "model")
+        tokens_BT = jnp.zeros(shape, jnp.int32)
         # shapes are the same by any implementation, and a kernel may not run where this is traced
         module = Transformer(dataclasses.replace(self.config, attention_impl="reference"))
         return module.init(rng, tokens_BT, tokens_BT)["params"]
@@ -184,10 +194,9 @@ class Model:
 
     def logits(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
         """f32 logits (B, T, V) of hidden states, soft-capped when the config says so."""
-        B, T, D = hidden_BTD.shape
         table_VD = self.output_matrix(params).astype(hidden_BTD.dtype)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        logits_BTV = product("RD,VD->RV", hidden_BTD.reshape(B * T, D), table_VD).reshape(B, T, -1)
+        logits_BTV = product("BTD,VD->BTV", hidden_BTD, table_VD)
         cap = self.config.logit_softcap
         return logits_BTV if cap is None else cap * jnp.tanh(logits_BTV / cap)
 

@@ -150,7 +150,7 @@ def _train(
     try:
         if run.is_main:
             write_start(run, data)
-        with on_mesh(run.trainer.mesh):
+        with on_mesh(run.trainer.mesh, run.trainer.rules):
             return train(run, stop)
     finally:
         run.close()

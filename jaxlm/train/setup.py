@@ -22,8 +22,9 @@ from jaxlm.model.transformer import Model
 from jaxlm.optim.build import eval_params, make_optimizer
 from jaxlm.optim.hparams import hparams
 from jaxlm.optim.schedule import learning_rate_scale
+from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
-from jaxlm.sharding.rules import RULES
+from jaxlm.sharding.rules import Rules, rules_of
 from jaxlm.train.state import TrainState, make_init, state_shardings
 from jaxlm.train.step import Step, jit_train_step, make_train_step
 
@@ -34,6 +35,7 @@ class Trainer:
 
     model: Model
     mesh: Mesh
+    rules: Rules  # the mesh's strategy
     abstract_state: TrainState  # shapes, dtypes and shardings
     init: Callable[[jax.Array], TrainState]
     step: Step
@@ -78,6 +80,7 @@ def build_trainer(
     return Trainer(
         model=model,
         mesh=mesh,
+        rules=rules_of(config.mesh),
         abstract_state=abstract,
         init=jax.jit(init, out_shardings=shardings),
         step=jit_train_step(step, mesh, shardings),
@@ -87,7 +90,10 @@ def build_trainer(
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Where model code is traced: gives its logical axis names their meaning."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+def on_mesh(mesh: Mesh, rules: Rules | None = None) -> Iterator[None]:
+    """Where model code is traced: gives its logical axis names their meaning.
+
+    rules: None means the default strategy; any other gives the same results.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules or rules_of(MeshConfig())):
         yield

@@ -126,7 +126,7 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "out of range": (None, set_("OptimConfig.peak_lr = -1"), "must be > 0, got -1"),
     "heads": (None, set_("ModelConfig.num_heads = 3"), "a multiple of num_heads=3"),
     "kv heads": (None, set_("ModelConfig.num_kv_heads = 3"), "a divisor of num_heads=2, got 3"),
-    "batch and mesh": (None, set_("DataConfig.batch_size = 12"), "not divisible by the mesh's data x fsdp = 8 x 1"),
+    "batch and mesh": (None, set_("DataConfig.batch_size = 12"), "not divisible by MeshConfig.data=8"),
     "mesh and devices": (None, set_("MeshConfig.data = 3"), "needs 3 devices, found 8; set one axis to -1"),
     "mesh and width": (None, set_("MeshConfig.model = 8"), "num_heads=2 is not divisible by MeshConfig.model=8"),
     "kernel": (None, set_("ModelConfig.attention_impl = 'pallas'"), "cannot run: the mesh is of cpu devices"),

@@ -41,9 +41,9 @@ def loss_of_whole_logits(x_RD, table_VD):
 
 
 def loss_of_shards(x_RD, table_VD):
-    found = kernels.linear_cross_entropy(
-        x_RD, table_VD, TARGETS_R, WEIGHTS_R, softcap=5.0, z_loss=0.1, impl="auto"
-    )
+    B, T = 16, 4
+    rows = (x_RD.reshape(B, T, D), table_VD, TARGETS_R.reshape(B, T), WEIGHTS_R.reshape(B, T))
+    found = kernels.linear_cross_entropy(*rows, softcap=5.0, z_loss=0.1, impl="auto")
     return found.loss, found.correct
 
 
@@ -53,7 +53,7 @@ def test_the_loss_of_shards_is_that_of_the_whole(shape) -> None:
     mesh = mesh_of(shape)
     place = lambda a, spec: jax.device_put(a, jax.NamedSharding(mesh, spec))
     with on_mesh(mesh):
-        arrays = place(X_RD, ROWS), place(TABLE_VD, jax.P("model", "fsdp"))
+        arrays = place(X_RD, jax.P(ROWS[0])), place(TABLE_VD, jax.P("model", "fsdp"))
         trained = jax.jit(jax.value_and_grad(loss_of_shards, (0, 1), has_aux=True))(*arrays)
         evaluated = jax.jit(loss_of_shards)(*arrays)
     whole = jax.value_and_grad(loss_of_whole_logits, (0, 1), has_aux=True)(X_RD, TABLE_VD)

@@ -46,7 +46,7 @@ def make_trainer():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_batch():
     """step -> packed rows with two segments and a padded tail, of unequal lengths."""
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every parallelism is the same training: five updates on a mesh of 8 equal those on one device."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.config import resolve
+from jaxlm.sharding.config import MeshConfig
+from jaxlm.sharding.mesh import make_mesh
+from jaxlm.train.setup import build_trainer, on_mesh
+from tests.jaxlm.train.conftest import CONFIG
+
+# eps is of the size of the gradients: with a small one Adam divides rounding by rounding
+OPTIM = dataclasses.replace(CONFIG.optim, eps=1e-2)
+MODEL = dataclasses.replace(CONFIG.model, num_layers=4, num_kv_heads=None)
+MODELS = {
+    "plain": MODEL,
+    "window": dataclasses.replace(MODEL, layer_pattern=("local", "full"), window=9),
+    "all": dataclasses.replace(
+        MODEL,
+        layer_pattern=("local", "full"),
+        window=9,
+        num_kv_heads=2,
+        qk_norm=True,
+        attention_softcap=5.0,
+        attention_sinks=True,
+        logit_softcap=8.0,
+        tied_embeddings=False,
+    ),
+}
+STEPS = 5
+
+
+def trained(batches, model="plain", remat="none", micro=1, optim="adamw", mesh=None):
+    """(losses of 5 updates, final parameters, final optimizer state) as numpy arrays."""
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODELS[model], remat=remat),
+        optim=dataclasses.replace(OPTIM, name=optim, muon_lr=3e-3),
+        train=dataclasses.replace(CONFIG.train, num_micro_batches=micro),
+        mesh=mesh or MeshConfig(),
+    )
+    devices = jax.devices() if mesh else jax.devices()[:1]
+    resolve(config, len(devices))
+    trainer = build_trainer(config, np.ones(320, np.int32), make_mesh(config.mesh, devices))
+    losses = []
+    with on_mesh(trainer.mesh, trainer.rules):
+        state = trainer.init(jax.random.key(0))
+        for batch in batches:
+            state, metrics = trainer.step(state, batch)
+            losses.append(metrics["train/loss_nats"])
+    return jax.device_get((np.array(losses), state.params, state.opt_state))
+
+
+@pytest.fixture(scope="module")
+def one_device(random_batch):
+    """What a single device makes of (model, optim), computed once."""
+    batches = [random_batch(i) for i in range(STEPS)]
+    return functools.cache(lambda model, optim: trained(batches, model, optim=optim))
+
+
+def assert_same_training(got, want, bound: float) -> None:
+    """Losses, parameters and moments (the gradients' moving averages), each leaf by its norm."""
+    named = jax.tree_util.tree_leaves_with_path(got)
+    for (path, a), b in zip(named, jax.tree.leaves(want), strict=True):
+        error = np.linalg.norm(np.float64(a) - b) / max(np.linalg.norm(np.float64(b)), 1e-12)
+        assert error <= bound, f"{jax.tree_util.keystr(path)}: {error:.1e}"
+
+
+def mesh(**sizes) -> MeshConfig:
+    return MeshConfig(**{"data": 1} | sizes)
+
+
+CASES = {  # mesh, and what differs from `trained`'s defaults
+    "tensor, sequence": (mesh(data=-1, model=4), {}),
+    "ring x fsdp x tensor, all masks": (mesh(fsdp=2, context=2, model=2), {"model": "all"}),
+    "slices x fsdp x tensor": (mesh(slice=2, fsdp=2, model=2), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_five_updates_equal_those_of_one_device(case, one_device, random_batch) -> None:
+    sizes, changes = CASES[case]
+    want = one_device(changes.get("model", "plain"), changes.get("optim", "adamw"))
+    got = trained([random_batch(i) for i in range(STEPS)], **changes, mesh=sizes)
+    assert_same_training(got, want, 1e-5)
