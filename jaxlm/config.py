@@ -15,7 +15,7 @@ from jaxlm.core.canonical import content_id, to_jsonable
 from jaxlm.core.checks import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.data.config import DataConfig
-from jaxlm.model.accounting import num_params, train_flops_per_token
+from jaxlm.model.accounting import num_active_params, num_params, train_flops_per_token
 from jaxlm.model.config import ModelConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.sharding.config import MeshConfig
@@ -86,6 +86,7 @@ class Resolved:
     tokens_per_step: int
     total_tokens: int
     params: dict[str, int]  # by group
+    active_params: int  # that one token meets; all of them without experts
     train_flops_per_token: float  # forward and backward, matrix products only
 
     @property
@@ -96,10 +97,13 @@ class Resolved:
         """Name -> text, for the table that a run prints first."""
         groups = ", ".join(f"{name} {count:,}" for name, count in self.params.items() if count)
         axes = [f"{axis} {size}" for axis, size in self.mesh.items() if size > 1]
+        is_sparse = self.active_params < self.num_params
+        active = f", of which a token meets {self.active_params:,}" if is_sparse else ""
         return {
-            "parameters": f"{self.num_params:,} ({groups})",
+            "parameters": f"{self.num_params:,} ({groups}){active}",
             "tokens": f"{self.total_tokens:,} = {self.tokens_per_step:,} per update "
-            f"({self.total_tokens / self.num_params:.1f} per parameter)",
+            f"({self.total_tokens / self.active_params:.1f} per parameter"
+            f"{' that a token meets' if is_sparse else ''})",
             "FLOPs": f"{self.train_flops_per_token:.3g} per token, "
             f"{self.train_flops_per_token * self.total_tokens:.3g} in all",
             "mesh": " x ".join(axes) or "one device",
@@ -120,6 +124,7 @@ def resolve(config: RunConfig, num_devices: int) -> Resolved:
         tokens_per_step=tokens_per_step,
         total_tokens=tokens_per_step * config.train.num_steps,
         params=num_params(m),
+        active_params=num_active_params(m),
         train_flops_per_token=train_flops_per_token(m, config.data.seq_len),
     )
 

@@ -2,7 +2,7 @@
 """The decoder: embed, a scan over blocks, a final norm; as pure functions `init` and `apply`.
 
     x = embed(tokens)
-    per layer:  x += attention(norm(x));  x += mlp(norm(x))
+    per layer:  x += attention(norm(x));  x += mlp(norm(x))        mlp: dense, or experts
     hidden = norm(x);  logits = cap * tanh(hidden E^T / cap)
 
 Legend: B batch  T positions  R = B*T  S cache slots  D model width  K kv heads  H head width
@@ -26,32 +26,38 @@ from jaxlm.nn.attention import Attention, KVCache, Where
 from jaxlm.nn.context import from_zigzag, to_zigzag
 from jaxlm.nn.embed import Embed, Output
 from jaxlm.nn.mlp import MLP
+from jaxlm.nn.moe import MoE
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import rope_frequencies, rope_tables
+from jaxlm.nn.router import CHOSEN, Routing
 from jaxlm.sharding.rules import BATCH, constrain, num_parts
 
 # Logical axes of the residual stream between layers, and before and after them.
 STREAM, ENDS = ("batch", "residual_seq", "embed"), ("rows", "residual_seq", "embed")
 
 # What the backward pass finds stored, by name; the rest is computed again.
+_named = jax.checkpoint_policies.save_only_these_names
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,  # everything stored: no wrapper at all
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "block_inputs": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),
+    "full": _named(CHOSEN),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(CHOSEN)
+    ),
+    "block_inputs": _named("attention_out", "mlp_out", CHOSEN),
 }
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then MLP, each added to the stream."""
+    """One pre-norm layer: attention, then MLP or experts, each added to the stream."""
 
     config: ModelConfig
     kind: LayerKind
+    is_sparse: bool
 
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, where: Where, cache: KVCache | None
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, KVCache | None, Routing | None]:
         c = self.config
         attended_BTD, cache = Attention(
             num_heads=c.num_heads,
@@ -67,27 +73,49 @@ class Block(nn.Module):
         )(RMSNorm(c.norm_eps, name="attention_norm")(x_BTD), where, cache)
         x_BTD = x_BTD + checkpoint_name(attended_BTD, "attention_out")
         x_BTD = constrain(x_BTD, STREAM)
-        mlp = MLP(c.ffn_dim, c.activation, c.num_layers, name="mlp")
-        y_BTD = mlp(RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD))
+        normed_BTD, routing = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD), None
+        if self.is_sparse:
+            y_BTD, routing = _experts(c)(normed_BTD, where.segment_ids_BT)
+        else:
+            y_BTD = MLP(c.ffn_dim, c.activation, c.num_layers, name="mlp")(normed_BTD)
         x_BTD = x_BTD + checkpoint_name(y_BTD, "mlp_out")
-        return constrain(x_BTD, STREAM), cache
+        return constrain(x_BTD, STREAM), cache, routing
+
+
+def _experts(c: ModelConfig) -> MoE:
+    return MoE(
+        num_experts=c.num_experts,
+        experts_per_token=c.experts_per_token,
+        expert_dim=c.expert_width,
+        num_shared_experts=c.num_shared_experts,
+        activation=c.activation,
+        num_layers=c.num_layers,
+        score=c.router_score,
+        is_normalized=c.router_normalized,
+        scale=c.router_scale,
+        has_bias=c.router_bias_rate > 0,
+        impl=c.expert_impl,
+        name="moe",
+    )
 
 
 class Period(nn.Module):
     """The layers of one turn of `layer_pattern`: what the scan over depth repeats."""
 
     config: ModelConfig
+    is_sparse: bool
 
     @nn.compact
     def __call__(self, x_BTD, where, caches):
         policy = REMAT_POLICIES[self.config.remat]
         block_cls = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=False)
-        new_caches = []
+        new_caches, routings = [], []
         for i, kind in enumerate(self.config.layer_pattern):
-            block = block_cls(self.config, kind, name=f"block_{i}")
-            x_BTD, cache = block(x_BTD, where, None if caches is None else caches[i])
+            block = block_cls(self.config, kind, self.is_sparse, name=f"block_{i}")
+            x_BTD, cache, routing = block(x_BTD, where, None if caches is None else caches[i])
             new_caches.append(cache)
-        return x_BTD, None if caches is None else tuple(new_caches)
+            routings.append(routing)
+        return x_BTD, (None if caches is None else tuple(new_caches), tuple(routings))
 
 
 class Transformer(nn.Module):
@@ -98,15 +126,10 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.embed = Embed(c.vocab_size, c.embed_dim, c.tied_embeddings, jnp.dtype(c.compute_dtype))
-        self.layers = nn.scan(
-            Period,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
-            length=c.num_layers // len(c.layer_pattern),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-            check_constancy_invariants=False,  # costs a second trace of the layers
-        )(c)
+        if c.num_dense_layers:
+            self.dense_layers = _scanned(c, c.num_dense_layers, is_sparse=False)
+        rest = c.num_layers - c.num_dense_layers
+        self.layers = _scanned(c, rest, is_sparse=c.num_experts > 0)
         self.final_norm = RMSNorm(c.norm_eps)
         self.output = None if c.tied_embeddings else Output(c.vocab_size, c.embed_dim)
 
@@ -117,7 +140,7 @@ class Transformer(nn.Module):
         segment_ids_BT: jax.Array | None = None,
         caches: tuple[KVCache, ...] | None = None,
         offset_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
+    ) -> tuple[jax.Array, tuple[KVCache, ...] | None, Routing | None]:
         c = self.config
         frequencies = rope_frequencies(
             c.head_width, c.rope_theta, c.rope_scaling, c.rope_factor, c.rope_original_len
@@ -128,9 +151,16 @@ class Transformer(nn.Module):
                 (segment_ids_BT,) = to_zigzag(segment_ids_BT)
         where = Where(rope_tables(positions_BT, *frequencies), segment_ids_BT, offset_B)
         x_BTD = constrain(self.embed(tokens_BT), ENDS)
-        x_BTD, caches = self.layers(x_BTD, where, caches)
+        is_decoding, first = caches is not None, c.num_dense_layers // len(c.layer_pattern)
+        part = lambda periods: jax.tree.map(lambda slots: slots[periods], caches)
+        if first == 0:
+            x_BTD, (caches, routings) = self.layers(x_BTD, where, caches)
+        else:
+            x_BTD, (dense, _) = self.dense_layers(x_BTD, where, part(slice(first)))
+            x_BTD, (rest, routings) = self.layers(x_BTD, where, part(slice(first, None)))
+            caches = jax.tree.map(lambda *parts: jnp.concatenate(parts), dense, rest)
         x_BTD = self.final_norm(constrain(x_BTD, ENDS))
-        return (from_zigzag(x_BTD) if caches is None else x_BTD), caches
+        return x_BTD if is_decoding else from_zigzag(x_BTD), caches, _in_order(routings)
 
     def output_matrix(self) -> jax.Array:
         return self.embed.table_VD if self.output is None else self.output()
@@ -138,6 +168,25 @@ class Transformer(nn.Module):
     def __call__(self, tokens_BT, positions_BT):
         """Touches every parameter once: what `init` traces."""
         return self.hidden(tokens_BT, positions_BT)[0], self.output_matrix()
+
+
+def _scanned(config: ModelConfig, num_layers: int, is_sparse: bool) -> nn.Module:
+    """A stack of layers of one kind, as a scan over the periods of the pattern."""
+    return nn.scan(
+        Period,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=num_layers // len(config.layer_pattern),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+        check_constancy_invariants=False,  # costs a second trace of the layers
+    )(config, is_sparse)
+
+
+def _in_order(routings: tuple[Routing | None, ...]) -> Routing | None:
+    """What every layer's router did, (L, ...), from what the scan stacked by place in the pattern."""
+    join = lambda *parts: jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+    return None if routings[0] is None else jax.tree.map(join, *routings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +211,9 @@ class Model:
         shape = num_parts(*BATCH, "pipeline"), 2 * num_parts("context", "model")
         tokens_BT = jnp.zeros(shape, jnp.int32)
         # shapes are the same by any implementation, and a kernel may not run where this is traced
-        module = Transformer(dataclasses.replace(self.config, attention_impl="reference"))
+        module = Transformer(
+            dataclasses.replace(self.config, attention_impl="reference", expert_impl="reference")
+        )
         return module.init(rng, tokens_BT, tokens_BT)["params"]
 
     def init(self, rng: jax.Array) -> Params:
@@ -183,10 +234,22 @@ class Model:
         positions_BT:    None counts from 0 in every row
         segment_ids_BT:  packed rows: a position sees only its own segment; None: one segment
         """
+        return self.apply_routed(params, tokens_BT, positions_BT, segment_ids_BT)[0]
+
+    def apply_routed(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+    ) -> tuple[jax.Array, Routing | None]:
+        """As `apply`, with what the router of every layer with experts did, (L, ...)."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        inputs = (tokens_BT, positions_BT, segment_ids_BT)
-        return self._call("hidden", params, *inputs)[0]
+        hidden_BTD, _, routing = self._call(
+            "hidden", params, tokens_BT, positions_BT, segment_ids_BT
+        )
+        return hidden_BTD, routing
 
     def output_matrix(self, params: Params) -> jax.Array:
         """(V, D), f32: the embedding's table when tied."""
@@ -214,7 +277,7 @@ class Model:
         """Hidden states of tokens that continue each row at position offset_B, and the new cache."""
         positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         inputs = (tokens_BT, positions_BT, None, caches, offset_B)
-        return self._call("hidden", params, *inputs)
+        return self._call("hidden", params, *inputs)[:2]
 
 
 @functools.cache  # tracing the layers takes a quarter of a second, and several parts ask

@@ -35,7 +35,8 @@ def mesh_chip() -> str | None:
     return chip_of(kind) or gpu_of(kind)
 
 
-def _mesh_tpu() -> str | None:
+def mesh_tpu() -> str | None:
+    """The TPU of the mesh that surrounds the trace; None elsewhere."""
     chip = mesh_chip()
     return None if chip in GPUS else chip
 
@@ -108,7 +109,7 @@ def linear_cross_entropy(
     Rows and positions are split over the data axes, the vocabulary over the model axis.  Only
     `loss` has a derivative, by x and by the table; it is computed along with the loss.
     """
-    chip, z_loss = _mesh_tpu(), jnp.asarray(z_loss, jnp.float32)
+    chip, z_loss = mesh_tpu(), jnp.asarray(z_loss, jnp.float32)
     arrays = x_BTD, table_VD, targets_BT, weights_BT
     if jax.sharding.get_abstract_mesh().empty:
         options: Any = dict(softcap=softcap, z_loss=z_loss, impl=impl)
@@ -123,7 +124,7 @@ def linear_cross_entropy(
 def is_loss_fused(impl: Impl, num_rows: int, vocab_size: int) -> bool:
     """Whether the loss goes without whole logits: by choice, by a kernel, or by their size."""
     if impl == "auto":
-        return _mesh_tpu() is not None or num_rows * vocab_size > loss_api.WHOLE_LOGITS
+        return mesh_tpu() is not None or num_rows * vocab_size > loss_api.WHOLE_LOGITS
     return impl != "reference"
 
 
@@ -132,7 +133,7 @@ def chosen(attention_impl: Impl, loss_impl: Impl, rows: int, T: int, V: int) -> 
 
     Raises ValueError for a kernel that was asked for and cannot run.
     """
-    chip, tpu = mesh_chip(), _mesh_tpu()
+    chip, tpu = mesh_chip(), mesh_tpu()
     devices = f"the mesh is of {chip or jax.default_backend()} devices"
     why_not = None if chip else f"{devices}, not of TPUs or GPUs that have a kernel"
     loss: Impl = "pallas" if tpu else "xla"

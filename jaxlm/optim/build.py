@@ -52,24 +52,41 @@ def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
         >>> updates, opt_state = tx.update(grads, opt_state, params)      # doctest: +SKIP
     """
     labels = jax.tree.map(label, axes, is_leaf=is_axes)
-    groups = group_indices(axes, config.groups)
+    is_trained = jax.tree.map(lambda label: label != "state", labels)
+    axes, groups, labels = (
+        _only(is_trained, tree) for tree in (axes, group_indices(axes, config.groups), labels)
+    )
 
     def make(hparams: Hparams, step: jax.Array) -> optax.GradientTransformation:
         schedule = learning_rate_scale(config.schedule, step, hparams)
         descend = _descend(config, labels, groups, schedule, hparams)
         clip = _clip_by_global_norm(hparams["clip_norm"])
         if config.name == "schedule_free":
-            return optax.chain(clip, _schedule_free(descend, schedule, hparams))
-        return optax.chain(clip, _direction(config, axes, labels, hparams), descend)
+            tx = optax.chain(clip, _schedule_free(descend, schedule, hparams))
+        else:
+            tx = optax.chain(clip, _direction(config, axes, labels, hparams), descend)
+        return tx if all(jax.tree.leaves(is_trained)) else optax.masked(tx, is_trained)
 
     return make
+
+
+def _only(is_kept: Any, tree: Any) -> Any:
+    """The tree without some parameters, as optax.masked shows trees to what it wraps."""
+    return jax.tree.map(lambda kept, x: x if kept else optax.MaskedNode(), is_kept, tree)
 
 
 def eval_params(config: OptimConfig, opt_state: Any, params: Any) -> Any:
     """The parameters to evaluate: schedule-free's average, or `params` as they are."""
     if config.name != "schedule_free":
         return params
-    return optax.contrib.schedule_free_eval_params(opt_state[-1], params)
+    if not isinstance(opt_state, optax.MaskedState):
+        return optax.contrib.schedule_free_eval_params(opt_state[-1], params)
+    state, is_masked = opt_state.inner_state[-1], lambda x: isinstance(x, optax.MaskedNode)
+    is_trained = jax.tree.map(lambda z: not is_masked(z), state.z, is_leaf=is_masked)
+    averaged = optax.contrib.schedule_free_eval_params(state, _only(is_trained, params))
+    return jax.tree.map(
+        lambda mean, own: own if is_masked(mean) else mean, averaged, params, is_leaf=is_masked
+    )
 
 
 def _clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jaxlm.config import RunConfig
 from jaxlm.core.types import Params
 from jaxlm.evaluate import EvalStep, make_eval_step
-from jaxlm.loss import batch_loss
+from jaxlm.loss import LossSums, batch_loss
+from jaxlm.model.balance import balance
 from jaxlm.model.transformer import Model
 from jaxlm.optim.build import eval_params, make_optimizer
 from jaxlm.optim.hparams import hparams
@@ -76,7 +77,14 @@ def build_trainer(
     )
     loss_fn = partial(batch_loss, model)
     lr_scale = partial(learning_rate_scale, config.optim.schedule)
-    step = make_train_step(loss_fn, optimizer, lr_scale, config.train.num_micro_batches)
+    step = make_train_step(
+        loss_fn,
+        optimizer,
+        lr_scale,
+        config.train.num_micro_batches,
+        partial(LossSums.zeros, config.model),
+        partial(balance, config.model),
+    )
     return Trainer(
         model=model,
         mesh=mesh,
