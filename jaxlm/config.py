@@ -150,10 +150,13 @@ def _check_mesh(config: RunConfig, mesh: dict[str, int]) -> None:
         (f"ModelConfig.num_heads={m.num_heads} is", m.num_heads, heads),
         (f"ModelConfig.num_kv_heads={m.kv_heads} is", m.kv_heads, heads),
         (f"ModelConfig.ffn_dim={m.ffn_dim} is", m.ffn_dim, ("model",)),
+        (f"ModelConfig.expert_ffn_dim={m.expert_width} is", m.expert_width, ("model",)),
         (f"ModelConfig.vocab_size={m.vocab_size} is", m.vocab_size, ("model",)),
         (f"ModelConfig.embed_dim={m.embed_dim} is", m.embed_dim, wide),
         (f"ModelConfig.num_layers={m.num_layers} is", m.num_layers, ("pipeline",)),
     ]
+    if m.num_experts:
+        splits.append((f"ModelConfig.num_experts={m.num_experts} is", m.num_experts, ("expert",)))
     if mesh["context"] > 1 and not is_ulysses and data.seq_len % (2 * mesh["context"]):
         raise ConfigError(
             f"{seq} not divisible by twice MeshConfig.context={mesh['context']}: "

@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     kind: LayerKind
-    is_sparse: bool
+    is_sparse: bool = False
 
     @nn.compact
     def __call__(

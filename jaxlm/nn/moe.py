@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn import init
-from jaxlm.nn.experts import ExpertWeights, Rules, mixture
+from jaxlm.nn.experts import READ, WRITE, ExpertWeights, Rules, mixture
 from jaxlm.nn.mlp import MLP
 from jaxlm.nn.router import Routing, Score, routing_of
 from pallas_kernels.grouped_matmul.api import Impl
@@ -42,14 +42,13 @@ class MoE(nn.Module):
         E, D, F = self.num_experts, x_BTD.shape[-1], self.expert_dim
         router_DE = init.param(self, "router", init.reads(D), (D, E), ("embed", "router"))
         bias_E = init.param(self, "bias", init.zeros, (E,), ("balance",)) if self.has_bias else None
-        read, write = ("expert", "embed", "ffn"), ("expert", "ffn", "embed")
         is_gated = self.activation in ("swiglu", "geglu")
         weights = ExpertWeights(
-            gate_EDF=init.param(self, "w_gate", init.reads(D), (E, D, F), read)
+            gate_EDF=init.param(self, "w_gate", init.reads(D), (E, D, F), READ)
             if is_gated
             else None,
-            up_EDF=init.param(self, "w_up", init.reads(D), (E, D, F), read),
-            down_EFD=init.param(self, "w_down", init.writes(F, self.num_layers), (E, F, D), write),
+            up_EDF=init.param(self, "w_up", init.reads(D), (E, D, F), READ),
+            down_EFD=init.param(self, "w_down", init.writes(F, self.num_layers), (E, F, D), WRITE),
         )
         # exact: a logit rounded to bf16 sends tokens elsewhere
         logits_BTE = jnp.einsum(

@@ -31,6 +31,8 @@ _BASE: Rules = (
     ("vocab", "model"),
     ("head_dim", None),
     ("norm", None),
+    ("router", None),  # one logit per expert, all on the token's device
+    ("balance", None),
 )
 
 _HEADS: Rules = (("query_heads", "model"), ("key_heads", "model"))
