@@ -39,7 +39,7 @@ def balance(
 
 
 def _metrics(c: ModelConfig, routing: Routing) -> Metrics:
-    """Of all layers and, after the @, of each: the uneven one is seldom the mean one."""
+    """Of all layers and, after the @, of each: the mean would hide the one that is uneven."""
     mean_L1 = jnp.maximum(jnp.mean(routing.choices_E, axis=1, keepdims=True), 1e-9)
     load_LE = routing.choices_E / mean_L1
     tokens_L = jnp.maximum(routing.tokens, 1.0)
@@ -48,6 +48,7 @@ def _metrics(c: ModelConfig, routing: Routing) -> Metrics:
         "router/unused_frac": jnp.mean(load_LE == 0, axis=1, dtype=jnp.float32),
     }
     metrics = {
+        "router/expert_tokens": routing.choices_E,
         "router/max_load": jnp.max(load_LE),
         "router/unused_frac": jnp.mean(of_layer["router/unused_frac"]),
         "router/balance_loss": jnp.mean(routing.balance / tokens_L),

@@ -43,6 +43,12 @@ METRICS: dict[str, MetricSpec] = {
         "fraction", "none", "global", "rms of the update over rms of the parameters"
     ),
     "optim/lr": MetricSpec("1", "none", "last", "learning rate of the update"),
+    "router/expert_tokens": MetricSpec(
+        "tokens",
+        "none",
+        "sum",
+        "lists by layer and expert: tokens that chose it; every 10th update",
+    ),
     "router/max_load": MetricSpec(
         "1", "lower", "sum", "tokens of the busiest expert over the mean; @layer_3: of that layer"
     ),
