@@ -83,6 +83,7 @@ class Resolved:
     """Numbers that follow from a RunConfig and the number of devices; computed here only."""
 
     mesh: dict[str, int]  # devices along each axis
+    pipeline_idle_frac: float  # of each stage's time
     tokens_per_step: int
     total_tokens: int
     params: dict[str, int]  # by group
@@ -99,6 +100,8 @@ class Resolved:
         axes = [f"{axis} {size}" for axis, size in self.mesh.items() if size > 1]
         is_sparse = self.active_params < self.num_params
         active = f", of which a token meets {self.active_params:,}" if is_sparse else ""
+        idle = f"; stages idle {self.pipeline_idle_frac:.1%} of the time"
+        idle *= self.mesh["pipeline"] > 1
         return {
             "parameters": f"{self.num_params:,} ({groups}){active}",
             "tokens": f"{self.total_tokens:,} = {self.tokens_per_step:,} per update "
@@ -106,7 +109,7 @@ class Resolved:
             f"{' that a token meets' if is_sparse else ''})",
             "FLOPs": f"{self.train_flops_per_token:.3g} per token, "
             f"{self.train_flops_per_token * self.total_tokens:.3g} in all",
-            "mesh": " x ".join(axes) or "one device",
+            "mesh": (" x ".join(axes) or "one device") + idle,
         }
 
 
@@ -121,6 +124,7 @@ def resolve(config: RunConfig, num_devices: int) -> Resolved:
     tokens_per_step = config.data.batch_size * config.data.seq_len
     return Resolved(
         mesh=mesh,
+        pipeline_idle_frac=config.mesh.schedule(mesh["pipeline"]).idle_frac,
         tokens_per_step=tokens_per_step,
         total_tokens=tokens_per_step * config.train.num_steps,
         params=num_params(m),
@@ -153,17 +157,38 @@ def _check_mesh(config: RunConfig, mesh: dict[str, int]) -> None:
         (f"ModelConfig.expert_ffn_dim={m.expert_width} is", m.expert_width, ("model",)),
         (f"ModelConfig.vocab_size={m.vocab_size} is", m.vocab_size, ("model",)),
         (f"ModelConfig.embed_dim={m.embed_dim} is", m.embed_dim, wide),
-        (f"ModelConfig.num_layers={m.num_layers} is", m.num_layers, ("pipeline",)),
     ]
     if m.num_experts:
         splits.append((f"ModelConfig.num_experts={m.num_experts} is", m.num_experts, ("expert",)))
-    if mesh["context"] > 1 and not is_ulysses and data.seq_len % (2 * mesh["context"]):
-        raise ConfigError(
-            f"{seq} not divisible by twice MeshConfig.context={mesh['context']}: "
-            f"context_attention={config.mesh.context_attention!r} gives every device two chunks"
-        )
     for what, size, axes in splits:
         used = [axis for axis in axes if mesh[axis] > 1]
         if size % math.prod(mesh[axis] for axis in used):
             told = " x ".join(f"MeshConfig.{axis}={mesh[axis]}" for axis in used)
             raise ConfigError(f"{what} not divisible by {told}")
+    if mesh["context"] > 1 and not is_ulysses and data.seq_len % (2 * mesh["context"]):
+        raise ConfigError(
+            f"{seq} not divisible by twice MeshConfig.context={mesh['context']}: "
+            f"context_attention={config.mesh.context_attention!r} gives every device two chunks"
+        )
+    if mesh["pipeline"] > 1:
+        _check_pipeline(config, mesh)
+
+
+def _check_pipeline(config: RunConfig, mesh: dict[str, int]) -> None:
+    """Raises ConfigError where layers or rows do not divide into stages and micro-batches."""
+    m, pattern = config.model, len(config.model.layer_pattern)
+    turns = mesh["pipeline"] * config.mesh.pipeline_repeats * pattern
+    if m.num_layers % turns:
+        raise ConfigError(
+            f"ModelConfig.num_layers={m.num_layers} is not divisible by "
+            f"MeshConfig.pipeline={mesh['pipeline']} x pipeline_repeats="
+            f"{config.mesh.pipeline_repeats} x {pattern}, the length of layer_pattern"
+        )
+    queue = config.mesh.pipeline_micro_batches or mesh["pipeline"]
+    rows = config.data.batch_size // config.train.num_micro_batches
+    groups = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp", "expert"))
+    if rows % (groups * queue):
+        raise ConfigError(
+            f"{rows} rows on {groups} groups of devices (slice x data x fsdp x expert) are not "
+            f"divisible by MeshConfig.pipeline_micro_batches={queue}"
+        )

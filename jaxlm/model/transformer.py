@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core.types import Params
+from jaxlm.model import pipeline
 from jaxlm.model.config import LayerKind, ModelConfig
 from jaxlm.nn.attention import Attention, KVCache, Where
 from jaxlm.nn.context import from_zigzag, to_zigzag
@@ -30,6 +31,7 @@ from jaxlm.nn.moe import MoE
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import rope_frequencies, rope_tables
 from jaxlm.nn.router import CHOSEN, Routing
+from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.rules import BATCH, constrain, num_parts
 
 # Logical axes of the residual stream between layers, and before and after them.
@@ -122,6 +124,7 @@ class Transformer(nn.Module):
     """Token ids to final hidden states, and hidden states to logits."""
 
     config: ModelConfig
+    mesh: MeshConfig
 
     def setup(self) -> None:
         c = self.config
@@ -153,14 +156,25 @@ class Transformer(nn.Module):
         x_BTD = constrain(self.embed(tokens_BT), ENDS)
         is_decoding, first = caches is not None, c.num_dense_layers // len(c.layer_pattern)
         part = lambda periods: jax.tree.map(lambda slots: slots[periods], caches)
-        if first == 0:
-            x_BTD, (caches, routings) = self.layers(x_BTD, where, caches)
-        else:
+        dense = None
+        if first:
             x_BTD, (dense, _) = self.dense_layers(x_BTD, where, part(slice(first)))
-            x_BTD, (rest, routings) = self.layers(x_BTD, where, part(slice(first, None)))
-            caches = jax.tree.map(lambda *parts: jnp.concatenate(parts), dense, rest)
+        schedule = self.mesh.schedule(num_parts("pipeline"))
+        if schedule.stages > 1 and not is_decoding and not self.is_initializing():
+            params = self.variables["params"]["layers"]
+            x_BTD, (_, routings) = pipeline.run(self._stage, params, x_BTD, where, schedule)
+        else:
+            x_BTD, (caches, routings) = self.layers(x_BTD, where, part(slice(first, None)))
+            if first:
+                caches = jax.tree.map(lambda *parts: jnp.concatenate(parts), dense, caches)
         x_BTD = self.final_norm(constrain(x_BTD, ENDS))
         return x_BTD if is_decoding else from_zigzag(x_BTD), caches, _in_order(routings)
+
+    def _stage(self, params: Params, x_BTD: jax.Array, where: Where) -> tuple[jax.Array, Any]:
+        """Several periods in a row, as `layers` does with all."""
+        period = Period(self.config, self.config.num_experts > 0, parent=None)
+        apply = lambda x_BTD, of_one: period.apply({"params": of_one}, x_BTD, where, None)
+        return jax.lax.scan(apply, x_BTD, params)
 
     def output_matrix(self) -> jax.Array:
         return self.embed.table_VD if self.output is None else self.output()
@@ -198,10 +212,11 @@ class Model:
     """
 
     config: ModelConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # how stages are scheduled
 
     @functools.cached_property
     def _module(self) -> Transformer:
-        return Transformer(self.config)
+        return Transformer(self.config, self.mesh)
 
     def _call(self, method: str, params: Params, *inputs: Any) -> Any:
         return self._module.apply({"params": params}, *inputs, method=method)
@@ -211,9 +226,10 @@ class Model:
         shape = num_parts(*BATCH, "pipeline"), 2 * num_parts("context", "model")
         tokens_BT = jnp.zeros(shape, jnp.int32)
         # shapes are the same by any implementation, and a kernel may not run where this is traced
-        module = Transformer(
-            dataclasses.replace(self.config, attention_impl="reference", expert_impl="reference")
+        plain = dataclasses.replace(
+            self.config, attention_impl="reference", expert_impl="reference"
         )
+        module = Transformer(plain, self.mesh)
         return module.init(rng, tokens_BT, tokens_BT)["params"]
 
     def init(self, rng: jax.Array) -> Params:

@@ -3,7 +3,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxlm.core.checks import require
 from jaxlm.core.errors import ConfigError
@@ -12,6 +12,23 @@ from jaxlm.core.errors import ConfigError
 AXES = ("slice", "pipeline", "data", "fsdp", "expert", "context", "model")
 
 ContextAttention = Literal["ring", "all_gather", "ulysses"]
+
+
+class Schedule(NamedTuple):
+    """Of a pipeline: every micro-batch goes `repeats` times round the stages."""
+
+    stages: int
+    micro_batches: int
+    repeats: int
+
+    @property
+    def ticks(self) -> int:
+        return self.repeats * self.micro_batches + self.stages - 1
+
+    @property
+    def idle_frac(self) -> float:
+        """Of each stage's time, where all take the same."""
+        return (self.stages - 1) / self.ticks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +45,8 @@ class MeshConfig:
     slice: int = 1  # slices joined by the data-centre network, parameters replicated, batch split
     context_attention: ContextAttention = "ring"  # how queries meet keys of other devices
     sequence_parallel: bool = True  # residual stream split along the sequence over `model` too
+    pipeline_micro_batches: int | None = None  # of each stage's queue; None: as many as stages
+    pipeline_repeats: int = 1  # times that each micro-batch goes round the stages
 
     def __post_init__(self) -> None:
         sizes = [getattr(self, axis) for axis in AXES]
@@ -39,7 +58,15 @@ class MeshConfig:
                 ">= 1, or -1 for what the others leave",
             )
         require(sizes.count(-1) <= 1, "MeshConfig", sizes, "a mesh with at most one -1")
-        require(self.slice >= 1, "MeshConfig.slice", self.slice, ">= 1")
+        for field in ("slice", "pipeline", "pipeline_repeats"):
+            require(getattr(self, field) >= 1, f"MeshConfig.{field}", getattr(self, field), ">= 1")
+        queue = self.pipeline_micro_batches
+        require(
+            queue is None or queue >= self.pipeline,
+            "MeshConfig.pipeline_micro_batches",
+            queue,
+            f"at least MeshConfig.pipeline={self.pipeline}, or None",
+        )
 
     def shape(self, num_devices: int) -> dict[str, int]:
         """Devices along every axis, in the order of AXES, with -1 filled in.
@@ -59,3 +86,7 @@ class MeshConfig:
                 "one axis to -1 to take what is there, or simulate devices with --cpu-devices"
             )
         return sizes
+
+    def schedule(self, stages: int) -> Schedule:
+        """As many micro-batches as stages, unless the config says more."""
+        return Schedule(stages, self.pipeline_micro_batches or stages, self.pipeline_repeats)

@@ -66,7 +66,7 @@ def build_trainer(
     Raises ConfigError when the config does not fit the devices.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    model = Model(config.model)
+    model = Model(config.model, config.mesh)
     optimizer = make_optimizer(config.optim, model.axes())
     unused_rows = config.model.vocab_size - len(bytes_per_token_V)
     init = make_init(model, optimizer, hparams(config.optim, config.train.num_steps))

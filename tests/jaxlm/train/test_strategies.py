@@ -78,6 +78,11 @@ def mesh(**sizes) -> MeshConfig:
 CASES = {  # mesh, and what differs from `trained`'s defaults
     "tensor, sequence": (mesh(data=-1, model=4), {}),
     "ring x fsdp x tensor, all masks": (mesh(fsdp=2, context=2, model=2), {"model": "all"}),
+    "pipeline": (mesh(data=4, pipeline=2), {}),
+    "pipeline x repeats x fsdp x accumulation": (
+        mesh(fsdp=2, data=2, pipeline=2, pipeline_repeats=2),
+        {"micro": 2},
+    ),
     "slices x fsdp x tensor": (mesh(slice=2, fsdp=2, model=2), {}),
 }
 
