@@ -63,7 +63,7 @@ OPERATIONAL = {
     "mesh": None,  # the whole section
     "data": ("cache_dir", "read_threads", "prefetch"),
     "train": (
-        "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "profile_steps",
+        "offload_optimizer", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "profile_steps",
         "eval_every", "eval_batches", "sample_every", "sample_prompts", "sample_tokens",
     ),
 }  # fmt: skip

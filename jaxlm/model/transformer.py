@@ -46,6 +46,12 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(CHOSEN)
     ),
     "block_inputs": _named("attention_out", "mlp_out", CHOSEN),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[CHOSEN],
+        names_which_can_be_offloaded=["attention_out", "mlp_out"],  # as block_inputs, to the host
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

@@ -29,17 +29,20 @@ import optax.contrib
 from jaxlm.optim.adafactor import scale_by_adafactor
 from jaxlm.optim.config import OptimConfig
 from jaxlm.optim.groups import NO_GROUP, Label, group_indices, is_axes, label
-from jaxlm.optim.muon import scale_by_muon
+from jaxlm.optim.muon import Spread, scale_by_muon
 from jaxlm.optim.schedule import learning_rate_scale
 
 Hparams = Mapping[str, jax.Array]
 MakeTransform = Callable[[Hparams, jax.Array], optax.GradientTransformation]
 
 
-def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
+def make_optimizer(
+    config: OptimConfig, axes: Any, spread: Spread = lambda work, x, *_: work(x)
+) -> MakeTransform:
     """Checks the groups once; the result builds the transformation of one update.
 
-    Args:    axes is shaped like the parameters, with a tuple of logical names at every leaf.
+    Args:    axes is shaped like the parameters, with a tuple of logical names at every leaf;
+             spread says where Muon does its layers on a mesh (optim/muon.py).
     Returns: (hparams, step) -> GradientTransformation, to be called inside the jitted step;
              hparams as made by optim/hparams.py, step = earlier updates.  All state is f32 but
              for counters, and its structure depends on `config` alone.
@@ -64,7 +67,7 @@ def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
         if config.name == "schedule_free":
             tx = optax.chain(clip, _schedule_free(descend, schedule, hparams))
         else:
-            tx = optax.chain(clip, _direction(config, axes, labels, hparams), descend)
+            tx = optax.chain(clip, _direction(config, axes, labels, hparams, spread), descend)
         return tx if all(jax.tree.leaves(is_trained)) else optax.masked(tx, is_trained)
 
     return make
@@ -99,14 +102,14 @@ def _clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
 
 
 def _direction(
-    config: OptimConfig, axes: Any, labels: Any, h: Hparams
+    config: OptimConfig, axes: Any, labels: Any, h: Hparams, spread: Spread
 ) -> optax.GradientTransformation:
     """From the clipped gradient to u, before decay and learning rate."""
     match config.name:
         case "adamw":
             return optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
         case "muon":
-            return _muon(config, axes, labels, h)
+            return _muon(config, axes, labels, h, spread)
         case "lion":
             return optax.scale_by_lion(h["b1"], h["b2"])
         case "adafactor":
@@ -114,11 +117,13 @@ def _direction(
     raise ValueError(f"no transformation for the optimizer {config.name!r}")
 
 
-def _muon(config: OptimConfig, axes: Any, labels: Any, h: Hparams) -> optax.GradientTransformation:
+def _muon(
+    config: OptimConfig, axes: Any, labels: Any, h: Hparams, spread: Spread
+) -> optax.GradientTransformation:
     """Muon for the matrices, Adam for the rest."""
     parts = jax.tree.map(lambda label: "muon" if label == "matrix" else "adam", labels)
     hidden = jax.tree.map(lambda p, a: a if p == "muon" else optax.MaskedNode(), parts, axes)
-    muon = scale_by_muon(h["muon_momentum"], config.muon_steps, hidden)
+    muon = scale_by_muon(h["muon_momentum"], config.muon_steps, hidden, spread)
     adam = optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
     return optax.partition({"muon": muon, "adam": adam}, parts)
 

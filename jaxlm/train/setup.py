@@ -23,10 +23,11 @@ from jaxlm.model.transformer import Model
 from jaxlm.optim.build import eval_params, make_optimizer
 from jaxlm.optim.hparams import hparams
 from jaxlm.optim.schedule import learning_rate_scale
+from jaxlm.sharding.by_layers import by_layers
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.sharding.rules import Rules, rules_of
-from jaxlm.train.state import TrainState, make_init, state_shardings
+from jaxlm.train.state import TrainState, make_init, on_device, state_shardings
 from jaxlm.train.step import Step, jit_train_step, make_train_step
 
 
@@ -67,11 +68,11 @@ def build_trainer(
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     model = Model(config.model, config.mesh)
-    optimizer = make_optimizer(config.optim, model.axes())
+    optimizer = make_optimizer(config.optim, model.axes(), by_layers)
     unused_rows = config.model.vocab_size - len(bytes_per_token_V)
     init = make_init(model, optimizer, hparams(config.optim, config.train.num_steps))
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = state_shardings(model, shapes, mesh)
+    shardings = state_shardings(model, shapes, mesh, config.train.offload_optimizer)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
@@ -85,6 +86,11 @@ def build_trainer(
         partial(LossSums.zeros, config.model),
         partial(balance, config.model),
     )
+
+    def averaged(state: TrainState) -> Params:
+        opt_state = on_device(state.opt_state, shardings.opt_state)
+        return eval_params(config.optim, opt_state, state.params)
+
     return Trainer(
         model=model,
         mesh=mesh,
@@ -92,7 +98,7 @@ def build_trainer(
         abstract_state=abstract,
         init=jax.jit(init, out_shardings=shardings),
         step=jit_train_step(step, mesh, shardings),
-        eval_params=lambda state: eval_params(config.optim, state.opt_state, state.params),
+        eval_params=averaged,
         eval_step=make_eval_step(model, np.pad(bytes_per_token_V, (0, unused_rows))),
     )
 

@@ -17,7 +17,7 @@ from jaxlm.loss import LossSums
 from jaxlm.nn.router import Routing
 from jaxlm.optim.apply import apply_update
 from jaxlm.sharding.rules import ROWS
-from jaxlm.train.state import Hparams, Optimizer, TrainState
+from jaxlm.train.state import Hparams, Optimizer, TrainState, on_device
 
 LossFn = Callable[[Params, Batch, jax.Array], LossSums]
 Schedule = Callable[[jax.Array, Hparams], jax.Array]  # share of the peak learning rate
@@ -97,8 +97,13 @@ def _accumulate(
 def jit_train_step(step: Step, mesh: Mesh, shardings: Any) -> Step:
     """Compiles the step for a mesh: shardings in and out, the old state's memory reused."""
     replicated = NamedSharding(mesh, PartitionSpec())
+
+    def fetched(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        opt_state = on_device(state.opt_state, shardings.opt_state)
+        return step(state._replace(opt_state=opt_state), batch)
+
     return jax.jit(
-        step,
+        fetched,
         in_shardings=(shardings, NamedSharding(mesh, ROWS)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,

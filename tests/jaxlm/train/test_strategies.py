@@ -35,13 +35,13 @@ MODELS = {
 STEPS = 5
 
 
-def trained(batches, model="plain", remat="none", micro=1, optim="adamw", mesh=None):
+def trained(batches, model="plain", remat="none", micro=1, optim="adamw", mesh=None, offload=False):
     """(losses of 5 updates, final parameters, final optimizer state) as numpy arrays."""
     config = dataclasses.replace(
         CONFIG,
         model=dataclasses.replace(MODELS[model], remat=remat),
         optim=dataclasses.replace(OPTIM, name=optim, muon_lr=3e-3),
-        train=dataclasses.replace(CONFIG.train, num_micro_batches=micro),
+        train=dataclasses.replace(CONFIG.train, num_micro_batches=micro, offload_optimizer=offload),
         mesh=mesh or MeshConfig(),
     )
     devices = jax.devices() if mesh else jax.devices()[:1]
@@ -75,21 +75,58 @@ def mesh(**sizes) -> MeshConfig:
     return MeshConfig(**{"data": 1} | sizes)
 
 
-CASES = {  # mesh, and what differs from `trained`'s defaults
-    "tensor, sequence": (mesh(data=-1, model=4), {}),
+FEW = {  # mesh, and what differs from `trained`'s defaults
+    "tensor x fsdp, sequence split": (mesh(fsdp=2, data=2, model=2), {"remat": "full"}),
     "ring x fsdp x tensor, all masks": (mesh(fsdp=2, context=2, model=2), {"model": "all"}),
-    "pipeline": (mesh(data=4, pipeline=2), {}),
     "pipeline x repeats x fsdp x accumulation": (
         mesh(fsdp=2, data=2, pipeline=2, pipeline_repeats=2),
         {"micro": 2},
     ),
-    "slices x fsdp x tensor": (mesh(slice=2, fsdp=2, model=2), {}),
+    "slices x fsdp, Muon, offloaded": (
+        mesh(slice=2, fsdp=4),
+        {"optim": "muon", "offload": True, "remat": "offload"},
+    ),
 }
+MANY = {
+    "data": (mesh(data=8), {}),
+    "fsdp": (mesh(fsdp=8), {"remat": "dots"}),
+    "data x fsdp": (mesh(data=2, fsdp=4), {"optim": "adafactor"}),
+    "tensor, sequence whole": (mesh(data=2, model=4, sequence_parallel=False), {}),
+    "tensor x fsdp, all masks": (mesh(fsdp=4, model=2), {"model": "all", "optim": "muon"}),
+    "expert axis as fsdp": (mesh(fsdp=2, expert=2, model=2), {"micro": 2}),
+    "ring": (mesh(data=2, context=4), {"model": "window", "remat": "full"}),
+    "ring x accumulation": (mesh(data=2, context=4), {"model": "all", "micro": 4}),
+    "all-gather x fsdp, all masks": (
+        mesh(fsdp=2, context=4, context_attention="all_gather"),
+        {"model": "all", "remat": "full"},
+    ),
+    "Ulysses x data, window": (
+        mesh(data=2, context=4, context_attention="ulysses"),
+        {"model": "window"},
+    ),
+    "Ulysses x tensor x fsdp": (
+        mesh(fsdp=2, context=2, model=2, context_attention="ulysses"),
+        {"remat": "dots"},
+    ),
+    "pipeline": (mesh(data=2, pipeline=4), {"remat": "full"}),
+    "pipeline x many micro-batches x tensor": (
+        mesh(pipeline=2, pipeline_micro_batches=4, data=2, model=2),
+        {"model": "all"},
+    ),
+    "pipeline x fsdp x ring": (mesh(pipeline=2, fsdp=2, context=2), {"model": "window"}),
+    "slices x tensor x fsdp": (mesh(slice=2, fsdp=2, model=2), {"model": "all"}),
+    "slices x pipeline x repeats": (
+        mesh(slice=2, fsdp=2, pipeline=2, pipeline_repeats=2),
+        {"optim": "muon", "remat": "full"},
+    ),
+    "slices x ring": (mesh(slice=2, fsdp=2, context=2), {"model": "all", "micro": 2}),
+}
+CASES = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MANY)]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_five_updates_equal_those_of_one_device(case, one_device, random_batch) -> None:
-    sizes, changes = CASES[case]
+    sizes, changes = (FEW | MANY)[case]
     want = one_device(changes.get("model", "plain"), changes.get("optim", "adamw"))
     got = trained([random_batch(i) for i in range(STEPS)], **changes, mesh=sizes)
     assert_same_training(got, want, 1e-5)
