@@ -49,15 +49,12 @@ def run(
     x_MBTD = _micro_batches(M, constrain(x_BTD, STREAM))
     number_S = jnp.arange(S)
 
-    def work(params: Params, item: jax.Array, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
+    def work(item: jax.Array, params: Params, x_BTD: jax.Array, where: Any) -> tuple[Any, Any]:
         """One stage's part of a work item: repeat item // M of micro-batch item % M."""
-        pick = lambda i: lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False)
-        repeat = jnp.clip(item // M, 0, R - 1)
-        of_repeat = jax.tree.map(pick(repeat), params)
-        y_BTD, told = stage(of_repeat, x_BTD, jax.tree.map(pick(item % M), where_M))
+        y_BTD, told = stage(params, x_BTD, where)
         is_real = (item >= 0) & (item < R * M)  # else the stage stands idle and its result is lost
-        here = (jnp.arange(R) == repeat) & is_real
-        place = lambda a: jnp.where(here.reshape(R, *[1] * a.ndim), a[None], 0)
+        here_R = (jnp.arange(R) == item // M) & is_real
+        place = lambda a: jnp.where(here_R.reshape(R, *[1] * a.ndim), a[None], 0)
         return y_BTD, jax.tree.map(place, told)
 
     def tick(carry: Any, t: jax.Array) -> tuple[Any, Any]:
@@ -66,7 +63,10 @@ def run(
         first_S = (number_S == 0)[:, None, None, None]
         next_SBTD = jax.lax.dynamic_index_in_dim(queue_SMBTD, t % M, 1, keepdims=False)
         x_SBTD = constrain(jnp.where(first_S, next_SBTD, arriving_SBTD), ("layers", *STREAM))
-        y_SBTD, told = jax.vmap(work, spmd_axis_name=AXIS)(by_stage, t - number_S, x_SBTD)
+        item_S = t - number_S
+        params_S = _pick(by_stage, jnp.clip(item_S // M, 0, R - 1), jax.P(AXIS))
+        where_S = _pick(where_M, item_S % M, jax.P())
+        y_SBTD, told = jax.vmap(work, spmd_axis_name=AXIS)(item_S, params_S, x_SBTD, where_S)
         arriving_SBTD = constrain(jnp.roll(y_SBTD, 1, axis=0), ("layers", *STREAM))
         slot = (t - S + 1) % M
         waiting_SBTD = jax.lax.dynamic_index_in_dim(queue_SMBTD, slot, 1, keepdims=False)
@@ -82,6 +82,23 @@ def run(
     x_BTD = queue_SMBTD[0].swapaxes(0, 1).reshape(x_BTD.shape)
     in_order = lambda a: a.sum(0).swapaxes(0, 1).reshape(-1, *a.shape[4:])
     return x_BTD, jax.tree.map(in_order, told)
+
+
+def _pick(tree: Any, index_S: jax.Array, held: jax.P) -> Any:
+    """What each stage reads now, (S, ...), from what it holds: of its own, or the same as all.
+
+    By hand, as the partitioner would gather what is indexed from all stages.
+    """
+
+    def local(tree: Any, index_S: jax.Array) -> Any:
+        own = (lambda a: a[0]) if held == jax.P(AXIS) else (lambda a: a)
+        pick = lambda a: jax.lax.dynamic_index_in_dim(own(a), index_S[0])
+        return jax.tree.map(pick, tree)
+
+    in_specs = (held, jax.P(AXIS))
+    return jax.shard_map(
+        local, in_specs=in_specs, out_specs=jax.P(AXIS), axis_names={AXIS}, check_vma=False
+    )(tree, index_S)
 
 
 def _by_stage(S: int, R: int, param_L: jax.Array) -> jax.Array:

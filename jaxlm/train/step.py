@@ -17,6 +17,7 @@ from jaxlm.loss import LossSums
 from jaxlm.nn.router import Routing
 from jaxlm.optim.apply import apply_update
 from jaxlm.sharding.rules import ROWS
+from jaxlm.train.compiler import compiler_options
 from jaxlm.train.state import Hparams, Optimizer, TrainState, on_device
 
 LossFn = Callable[[Params, Batch, jax.Array], LossSums]
@@ -107,4 +108,5 @@ def jit_train_step(step: Step, mesh: Mesh, shardings: Any) -> Step:
         in_shardings=(shardings, NamedSharding(mesh, ROWS)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
