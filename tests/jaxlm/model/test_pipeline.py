@@ -41,7 +41,9 @@ def objective(run, params_LD, x_BTD, shift_BT):
     )
 
 
-SCHEDULES = [(2, 2, 1), (2, 2, 2), (2, 8, 4), (4, 4, 1), (4, 4, 2), (4, 8, 2), (2, 4, 2)]
+SCHEDULES = [(2, 8, 4), (4, 4, 2)]  # stages, micro-batches, repeats
+MORE = [(2, 2, 1), (2, 2, 2), (2, 4, 2), (4, 4, 1), (4, 8, 2)]
+SCHEDULES += [pytest.param(more, marks=pytest.mark.slow) for more in MORE]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)

@@ -20,6 +20,14 @@ MODEL = dataclasses.replace(CONFIG.model, num_layers=4, num_kv_heads=None)
 MODELS = {
     "plain": MODEL,
     "window": dataclasses.replace(MODEL, layer_pattern=("local", "full"), window=9),
+    "experts": dataclasses.replace(
+        MODEL,
+        num_experts=4,
+        experts_per_token=2,
+        expert_ffn_dim=16,
+        router_balance_loss=1e-2,
+        router_z_loss=1e-3,
+    ),
     "all": dataclasses.replace(
         MODEL,
         layer_pattern=("local", "full"),
@@ -114,6 +122,12 @@ MANY = {
         {"model": "all"},
     ),
     "pipeline x fsdp x ring": (mesh(pipeline=2, fsdp=2, context=2), {"model": "window"}),
+    "pipeline x experts": (mesh(pipeline=2, data=4), {"model": "experts"}),
+    "pipeline x experts, split": (mesh(pipeline=2, fsdp=2, expert=2), {"model": "experts"}),
+    "experts, split x ring x slices": (
+        mesh(slice=2, expert=2, context=2),
+        {"model": "experts", "optim": "muon"},
+    ),
     "slices x tensor x fsdp": (mesh(slice=2, fsdp=2, model=2), {"model": "all"}),
     "slices x pipeline x repeats": (
         mesh(slice=2, fsdp=2, pipeline=2, pipeline_repeats=2),
