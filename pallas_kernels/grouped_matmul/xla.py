@@ -3,9 +3,11 @@
 
 On GPUs it is XLA's own ragged product.  On CPUs XLA would multiply every row by every matrix, with a
 copy of x for each; there the visits of schedule.py are made one by one, each a product of a tile of
-rows, in which the rows of other groups are zero, with one matrix.
+rows, in which the rows of other groups are zero, with one matrix: 6 ms in the place of 85 for both
+passes over 8 groups of 256 rows, 128 to 256, on two busy cores.
 
 Legend: R rows, sorted by group, tiles of r  E groups  D width of x  F width of y  M visits
+        X any width
 """
 
 from functools import partial
