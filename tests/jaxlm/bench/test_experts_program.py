@@ -4,7 +4,6 @@
 import math
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ MESHES = {"fsdp": {"fsdp": -1}, "expert_fsdp": {"expert": 2, "fsdp": -1}}
 
 
 @pytest.fixture(scope="module", params=MESHES.values(), ids=MESHES)
-def program(request: Any) -> Iterator[tuple[str, int, int]]:
+def program(request: Any) -> tuple[str, int, int]:
     """The optimised program, its bytes per device, and the devices along the expert axis."""
     pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -45,7 +44,7 @@ def program(request: Any) -> Iterator[tuple[str, int, int]]:
         done = step.lower(trainer.abstract_state, batch | {"weights": leaf(np.float32)}).compile()
     memory = done.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    yield done.as_text(), used, request.param.get("expert", 1)
+    return done.as_text(), used, request.param.get("expert", 1)
 
 
 def run_config(model: Any) -> Any:
