@@ -4,8 +4,9 @@
     nats      = sum_bt w * (logsumexp(z) - z[target])
     z_squares = sum_bt w * logsumexp(z)^2
     loss      = nats + z_loss * z_squares                   arXiv:2204.02311 section 5
+                + the routers' losses, summed over layers   nn/router.py
 
-Legend: B batch  T positions  D model width  V vocabulary
+Legend: B batch  T positions  D model width  V vocabulary  L layers with experts
 """
 
 from typing import NamedTuple
@@ -14,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.types import Batch, Params
+from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Model
 from jaxlm.nn import kernels
+from jaxlm.nn.router import Routing
 
 
 class LossSums(NamedTuple):
@@ -26,10 +29,16 @@ class LossSums(NamedTuple):
     correct: jax.Array  # positions whose most likely token was the target
     tokens: jax.Array  # sum of the weights
     loss: jax.Array  # what is minimised: the only one to differentiate
+    routing: Routing | None = None  # of a model with experts, (L, ...)
 
     @classmethod
-    def zeros(cls) -> "LossSums":
-        return cls(*jnp.zeros(len(cls._fields)))
+    def zeros(cls, config: ModelConfig) -> "LossSums":
+        """Shaped like the sums of this model's batches."""
+        sums = cls(*jnp.zeros(5))
+        if not (L := config.num_sparse_layers):
+            return sums
+        of_layers = [jnp.zeros(L)] * 3
+        return sums._replace(routing=Routing(jnp.zeros((L, config.num_experts)), *of_layers))
 
 
 def cross_entropy(
@@ -64,15 +73,28 @@ def batch_loss(
 
     Where there is a kernel, or where the logits would fill the memory, they are never whole.
     """
-    hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
+    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+    hidden_BTD, routing = model.apply_routed(params, *inputs)
+    sums = _hidden_loss(model, params, hidden_BTD, batch, z_loss)
+    if routing is None:
+        return sums
+    c = model.config
+    balance, z_squares = jnp.sum(routing.balance), jnp.sum(routing.z_squares)
+    loss = sums.loss + c.router_balance_loss * balance + c.router_z_loss * z_squares
+    return sums._replace(loss=loss, routing=routing)
+
+
+def _hidden_loss(
+    model: Model, params: Params, hidden_BTD: jax.Array, batch: Batch, z_loss: jax.Array | float
+) -> LossSums:
     targets_BT, weights_BT = batch["targets"], batch["weights"]
     if not kernels.is_loss_fused(model.config.loss_impl, targets_BT.size, model.config.vocab_size):
         return cross_entropy(model.logits(params, hidden_BTD), targets_BT, weights_BT, z_loss)
     found = kernels.linear_cross_entropy(
-        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+        hidden_BTD,
         model.output_matrix(params),
-        targets_BT.reshape(-1),
-        weights_BT.reshape(-1),
+        targets_BT,
+        weights_BT,
         softcap=model.config.logit_softcap,
         z_loss=z_loss,
         impl=model.config.loss_impl,

@@ -73,7 +73,7 @@ def _loop_once(config: RunConfig) -> tuple[list[float], int]:
     data, display = prepare(config.data), make_display(10, io.StringIO())
     with tempfile.TemporaryDirectory() as folder:
         run = _CountingRun(config, resolve(config, jax.device_count()), data, Path(folder), display)
-        with on_mesh(run.trainer.mesh), StopRequest() as stop:
+        with on_mesh(run.trainer.mesh, run.trainer.rules), StopRequest() as stop:
             train(run, stop)
         run.close()
         rows = latest_rows(Path(folder), "train")

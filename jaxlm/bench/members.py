@@ -29,7 +29,7 @@ def bench_members(config: RunConfig, num_steps: int) -> dict[str, str]:
     trainer = build_trainer(config, np.ones(config.data.tokenizer.vocab_size, np.int32))
     batch = random_batch(config)
     stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         fresh = lambda: [trainer.init(jax.random.key(i)) for i in range(NUM_MEMBERS)]
         alone = jax.jit(trainer.step, donate_argnums=0)
         together = jax.jit(jax.vmap(trainer.step), donate_argnums=0)

@@ -47,7 +47,7 @@ def set_up(config: RunConfig) -> tuple[Trainer, TrainState, Batch]:
     trainer = build_trainer(config, np.ones(config.data.tokenizer.vocab_size, np.int32))
     rows = local_rows(trainer.mesh, config.data.batch_size)
     local = {name: x[rows] for name, x in random_batch(config).items()}
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         state = trainer.init(jax.random.key(0))
     return trainer, state, to_global(local, trainer.mesh, config.data.batch_size, rows)
 
@@ -57,7 +57,7 @@ def time_steps(
 ) -> tuple[list[float], TrainState]:
     """Seconds of each update; the host reads metrics one step late, as the loop does."""
     seconds, pending = [], None
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         last = time.perf_counter()
         for _ in range(num_steps):
             state, metrics = trainer.step(state, batch)

@@ -116,13 +116,13 @@ def _find_devices(jax: Any) -> None:
 
 
 def _is_cluster_job() -> bool:
-    """Whether the environment names peers: SLURM, Open MPI, Cloud TPU or GKE."""
+    """Whether the environment names peers: SLURM, Open MPI, Cloud TPU or GKE, one slice or many."""
     counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(os.environ.get(name, "1")) > 1 for name in counts):
         return True
-    return (
-        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "JAX_COORDINATOR_ADDRESS" in os.environ
-    )
+    names = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
+    has_peers = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return has_peers or any(name in os.environ for name in names)
 
 
 def _await_coordinator(address: str) -> None:

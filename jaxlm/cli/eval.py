@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     trained = restore_run(args.run_dir)
     data = prepare(trained.config.data)
     source = BatchSource(data, trained.config.data, split="valid")
-    with on_mesh(trained.trainer.mesh):
+    with on_mesh(trained.trainer.mesh, trained.trainer.rules):
         metrics = validate(trained.trainer, trained.params, source)
     if args.json:
         print(json.dumps({"step": trained.step, **metrics}))

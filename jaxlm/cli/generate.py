@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = [tokenizer.separator_id, *tokenizer.encode(args.prompt)]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     sys.stdout.write(args.prompt)
-    with on_mesh(trained.trainer.mesh):
+    with on_mesh(trained.trainer.mesh, trained.trainer.rules):
         tokens = Generator(trained.trainer.model).stream(
             trained.params, prompt, args.tokens, sampling, jax.random.key(args.seed),
             stop_id=tokenizer.separator_id,

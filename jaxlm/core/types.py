@@ -7,4 +7,4 @@ import jax
 
 Params = dict[str, Any]  # nested dict of arrays
 Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids, positions; all (B, T)
-Metrics = dict[str, jax.Array]  # scalars by registered name (telemetry/registry.py)
+Metrics = dict[str, jax.Array]  # by registered name (telemetry/registry.py)

@@ -8,8 +8,11 @@ from jaxlm.core.checks import require
 
 Activation = Literal["swiglu", "geglu", "relu2", "gelu"]
 LayerKind = Literal["full", "local"]
-RematPolicy = Literal["none", "full", "dots", "block_inputs"]
+RematPolicy = Literal["none", "full", "dots", "block_inputs", "offload"]
+Impl = Literal["auto", "reference", "xla", "pallas"]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3"]
+
+ROUTER_LOSSES = ("router_balance_loss", "router_z_loss")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,20 @@ class ModelConfig:
     tied_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     remat: RematPolicy = "none"
-    attention_impl: Literal["auto", "reference", "xla", "pallas"] = "auto"
-    loss_impl: Literal["auto", "reference", "xla", "pallas"] = "auto"  # reference: whole logits
+    attention_impl: Impl = "auto"
+    loss_impl: Impl = "auto"  # reference: whole logits
+    num_experts: int = 0  # MLPs that a layer chooses from; 0: every layer has one dense MLP
+    experts_per_token: int = 2
+    num_shared_experts: int = 0  # experts that every token passes too
+    expert_ffn_dim: int | None = None  # width inside an expert; None: ffn_dim
+    num_dense_layers: int = 0  # the first layers keep the dense MLP of ffn_dim
+    router_score: Literal["softmax", "sigmoid"] = "softmax"  # of logits, nn/router.py
+    router_normalized: bool = True  # the weights of a token's experts add up to router_scale
+    router_scale: float = 1.0
+    router_balance_loss: float = 0.01  # weight of a loss that is 1 when all experts are used alike
+    router_z_loss: float = 0.001  # weight of logsumexp(router logits)^2, arXiv:2202.08906
+    router_bias_rate: float = 0.0  # what an update moves an expert's bias by, arXiv:2408.15664
+    expert_impl: Impl = "auto"
 
     def __post_init__(self) -> None:
         positive = (
@@ -96,6 +111,34 @@ class ModelConfig:
         for name in ("attention_softcap", "logit_softcap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"ModelConfig.{name}", value, "> 0 or None")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        E, K, period = self.num_experts, self.experts_per_token, len(self.layer_pattern)
+        require(E >= 0, "ModelConfig.num_experts", E, ">= 0")
+        for name in ("num_shared_experts", "num_dense_layers", "router_bias_rate", *ROUTER_LOSSES):
+            require(getattr(self, name) >= 0, f"ModelConfig.{name}", getattr(self, name), ">= 0")
+        for name in (
+            "num_shared_experts",
+            "num_dense_layers",
+            "expert_ffn_dim",
+            "router_bias_rate",
+        ):
+            value = getattr(self, name)
+            allowed = "left out, or ModelConfig.num_experts set"
+            require(E > 0 or not value, f"ModelConfig.{name}", value, allowed)
+        if E > 0:
+            field = "ModelConfig.experts_per_token"
+            require(1 <= K <= E, field, K, f"between 1 and num_experts={E}")
+        require(self.expert_width > 0, "ModelConfig.expert_ffn_dim", self.expert_ffn_dim, "> 0")
+        require(self.router_scale > 0, "ModelConfig.router_scale", self.router_scale, "> 0")
+        dense = self.num_dense_layers
+        require(
+            dense < self.num_layers and dense % period == 0,
+            "ModelConfig.num_dense_layers",
+            dense,
+            f"below num_layers={self.num_layers} and a multiple of the layer_pattern's length {period}",
+        )
 
     @property
     def kv_heads(self) -> int:
@@ -108,3 +151,12 @@ class ModelConfig:
     @property
     def is_gated(self) -> bool:
         return self.activation in ("swiglu", "geglu")
+
+    @property
+    def expert_width(self) -> int:
+        return self.ffn_dim if self.expert_ffn_dim is None else self.expert_ffn_dim
+
+    @property
+    def num_sparse_layers(self) -> int:
+        """Layers with experts."""
+        return self.num_layers - self.num_dense_layers if self.num_experts else 0

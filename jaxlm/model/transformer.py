@@ -2,7 +2,7 @@
 """The decoder: embed, a scan over blocks, a final norm; as pure functions `init` and `apply`.
 
     x = embed(tokens)
-    per layer:  x += attention(norm(x));  x += mlp(norm(x))
+    per layer:  x += attention(norm(x));  x += mlp(norm(x))        mlp: dense, or experts
     hidden = norm(x);  logits = cap * tanh(hidden E^T / cap)
 
 Legend: B batch  T positions  R = B*T  S cache slots  D model width  K kv heads  H head width
@@ -21,34 +21,51 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.core.types import Params
+from jaxlm.model import pipeline
 from jaxlm.model.config import LayerKind, ModelConfig
 from jaxlm.nn.attention import Attention, KVCache, Where
+from jaxlm.nn.context import from_zigzag, to_zigzag
 from jaxlm.nn.embed import Embed, Output
 from jaxlm.nn.mlp import MLP
+from jaxlm.nn.moe import MoE
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import rope_frequencies, rope_tables
+from jaxlm.nn.router import CHOSEN, Routing
+from jaxlm.sharding.config import MeshConfig
+from jaxlm.sharding.rules import BATCH, constrain, num_parts
 
-STREAM = ("batch", "seq", "embed")  # logical axes of the residual stream
+# Logical axes of the residual stream between layers, and before and after them.
+STREAM, ENDS = ("batch", "residual_seq", "embed"), ("rows", "residual_seq", "embed")
 
 # What the backward pass finds stored, by name; the rest is computed again.
+_named = jax.checkpoint_policies.save_only_these_names
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,  # everything stored: no wrapper at all
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "block_inputs": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),
+    "full": _named(CHOSEN),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(CHOSEN)
+    ),
+    "block_inputs": _named("attention_out", "mlp_out", CHOSEN),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[CHOSEN],
+        names_which_can_be_offloaded=["attention_out", "mlp_out"],  # as block_inputs, to the host
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then MLP, each added to the stream."""
+    """One pre-norm layer: attention, then MLP or experts, each added to the stream."""
 
     config: ModelConfig
     kind: LayerKind
+    is_sparse: bool = False
 
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, where: Where, cache: KVCache | None
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, KVCache | None, Routing | None]:
         c = self.config
         attended_BTD, cache = Attention(
             num_heads=c.num_heads,
@@ -63,47 +80,65 @@ class Block(nn.Module):
             name="attention",
         )(RMSNorm(c.norm_eps, name="attention_norm")(x_BTD), where, cache)
         x_BTD = x_BTD + checkpoint_name(attended_BTD, "attention_out")
-        x_BTD = nn.with_logical_constraint(x_BTD, STREAM)
-        mlp = MLP(c.ffn_dim, c.activation, c.num_layers, name="mlp")
-        y_BTD = mlp(RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD))
+        x_BTD = constrain(x_BTD, STREAM)
+        normed_BTD, routing = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD), None
+        if self.is_sparse:
+            y_BTD, routing = _experts(c)(normed_BTD, where.segment_ids_BT)
+        else:
+            y_BTD = MLP(c.ffn_dim, c.activation, c.num_layers, name="mlp")(normed_BTD)
         x_BTD = x_BTD + checkpoint_name(y_BTD, "mlp_out")
-        return nn.with_logical_constraint(x_BTD, STREAM), cache
+        return constrain(x_BTD, STREAM), cache, routing
+
+
+def _experts(c: ModelConfig) -> MoE:
+    return MoE(
+        num_experts=c.num_experts,
+        experts_per_token=c.experts_per_token,
+        expert_dim=c.expert_width,
+        num_shared_experts=c.num_shared_experts,
+        activation=c.activation,
+        num_layers=c.num_layers,
+        score=c.router_score,
+        is_normalized=c.router_normalized,
+        scale=c.router_scale,
+        has_bias=c.router_bias_rate > 0,
+        impl=c.expert_impl,
+        name="moe",
+    )
 
 
 class Period(nn.Module):
     """The layers of one turn of `layer_pattern`: what the scan over depth repeats."""
 
     config: ModelConfig
+    is_sparse: bool
 
     @nn.compact
     def __call__(self, x_BTD, where, caches):
         policy = REMAT_POLICIES[self.config.remat]
         block_cls = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=False)
-        new_caches = []
+        new_caches, routings = [], []
         for i, kind in enumerate(self.config.layer_pattern):
-            block = block_cls(self.config, kind, name=f"block_{i}")
-            x_BTD, cache = block(x_BTD, where, None if caches is None else caches[i])
+            block = block_cls(self.config, kind, self.is_sparse, name=f"block_{i}")
+            x_BTD, cache, routing = block(x_BTD, where, None if caches is None else caches[i])
             new_caches.append(cache)
-        return x_BTD, None if caches is None else tuple(new_caches)
+            routings.append(routing)
+        return x_BTD, (None if caches is None else tuple(new_caches), tuple(routings))
 
 
 class Transformer(nn.Module):
     """Token ids to final hidden states, and hidden states to logits."""
 
     config: ModelConfig
+    mesh: MeshConfig
 
     def setup(self) -> None:
         c = self.config
         self.embed = Embed(c.vocab_size, c.embed_dim, c.tied_embeddings, jnp.dtype(c.compute_dtype))
-        self.layers = nn.scan(
-            Period,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
-            length=c.num_layers // len(c.layer_pattern),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-            check_constancy_invariants=False,  # costs a second trace of the layers
-        )(c)
+        if c.num_dense_layers:
+            self.dense_layers = _scanned(c, c.num_dense_layers, is_sparse=False)
+        rest = c.num_layers - c.num_dense_layers
+        self.layers = _scanned(c, rest, is_sparse=c.num_experts > 0)
         self.final_norm = RMSNorm(c.norm_eps)
         self.output = None if c.tied_embeddings else Output(c.vocab_size, c.embed_dim)
 
@@ -114,15 +149,38 @@ class Transformer(nn.Module):
         segment_ids_BT: jax.Array | None = None,
         caches: tuple[KVCache, ...] | None = None,
         offset_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
+    ) -> tuple[jax.Array, tuple[KVCache, ...] | None, Routing | None]:
         c = self.config
         frequencies = rope_frequencies(
             c.head_width, c.rope_theta, c.rope_scaling, c.rope_factor, c.rope_original_len
         )
+        if caches is None:
+            tokens_BT, positions_BT = to_zigzag(tokens_BT, positions_BT)
+            if segment_ids_BT is not None:
+                (segment_ids_BT,) = to_zigzag(segment_ids_BT)
         where = Where(rope_tables(positions_BT, *frequencies), segment_ids_BT, offset_B)
-        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT), STREAM)
-        x_BTD, caches = self.layers(x_BTD, where, caches)
-        return self.final_norm(x_BTD), caches
+        x_BTD = constrain(self.embed(tokens_BT), ENDS)
+        is_decoding, first = caches is not None, c.num_dense_layers // len(c.layer_pattern)
+        part = lambda periods: jax.tree.map(lambda slots: slots[periods], caches)
+        dense = None
+        if first:
+            x_BTD, (dense, _) = self.dense_layers(x_BTD, where, part(slice(first)))
+        schedule = self.mesh.schedule(num_parts("pipeline"))
+        if schedule.stages > 1 and not is_decoding and not self.is_initializing():
+            params = self.variables["params"]["layers"]
+            x_BTD, (_, routings) = pipeline.run(self._stage, params, x_BTD, where, schedule)
+        else:
+            x_BTD, (caches, routings) = self.layers(x_BTD, where, part(slice(first, None)))
+            if first:
+                caches = jax.tree.map(lambda *parts: jnp.concatenate(parts), dense, caches)
+        x_BTD = self.final_norm(constrain(x_BTD, ENDS))
+        return x_BTD if is_decoding else from_zigzag(x_BTD), caches, _in_order(routings)
+
+    def _stage(self, params: Params, x_BTD: jax.Array, where: Where) -> tuple[jax.Array, Any]:
+        """Several periods in a row, as `layers` does with all."""
+        period = Period(self.config, self.config.num_experts > 0, parent=None)
+        apply = lambda x_BTD, of_one: period.apply({"params": of_one}, x_BTD, where, None)
+        return jax.lax.scan(apply, x_BTD, params)
 
     def output_matrix(self) -> jax.Array:
         return self.embed.table_VD if self.output is None else self.output()
@@ -130,6 +188,25 @@ class Transformer(nn.Module):
     def __call__(self, tokens_BT, positions_BT):
         """Touches every parameter once: what `init` traces."""
         return self.hidden(tokens_BT, positions_BT)[0], self.output_matrix()
+
+
+def _scanned(config: ModelConfig, num_layers: int, is_sparse: bool) -> nn.Module:
+    """A stack of layers of one kind, as a scan over the periods of the pattern."""
+    return nn.scan(
+        Period,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=num_layers // len(config.layer_pattern),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+        check_constancy_invariants=False,  # costs a second trace of the layers
+    )(config, is_sparse)
+
+
+def _in_order(routings: tuple[Routing | None, ...]) -> Routing | None:
+    """What every layer's router did, (L, ...), from what the scan stacked by place in the pattern."""
+    join = lambda *parts: jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+    return None if routings[0] is None else jax.tree.map(join, *routings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +218,24 @@ class Model:
     """
 
     config: ModelConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # how stages are scheduled
 
     @functools.cached_property
     def _module(self) -> Transformer:
-        return Transformer(self.config)
+        return Transformer(self.config, self.mesh)
 
     def _call(self, method: str, params: Params, *inputs: Any) -> Any:
         return self._module.apply({"params": params}, *inputs, method=method)
 
     def _boxed_init(self, rng: jax.Array) -> Params:
-        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        # as small as the mesh around the trace can split
+        shape = num_parts(*BATCH, "pipeline"), 2 * num_parts("context", "model")
+        tokens_BT = jnp.zeros(shape, jnp.int32)
         # shapes are the same by any implementation, and a kernel may not run where this is traced
-        module = Transformer(dataclasses.replace(self.config, attention_impl="reference"))
+        plain = dataclasses.replace(
+            self.config, attention_impl="reference", expert_impl="reference"
+        )
+        module = Transformer(plain, self.mesh)
         return module.init(rng, tokens_BT, tokens_BT)["params"]
 
     def init(self, rng: jax.Array) -> Params:
@@ -173,10 +256,22 @@ class Model:
         positions_BT:    None counts from 0 in every row
         segment_ids_BT:  packed rows: a position sees only its own segment; None: one segment
         """
+        return self.apply_routed(params, tokens_BT, positions_BT, segment_ids_BT)[0]
+
+    def apply_routed(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+    ) -> tuple[jax.Array, Routing | None]:
+        """As `apply`, with what the router of every layer with experts did, (L, ...)."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        inputs = (tokens_BT, positions_BT, segment_ids_BT)
-        return self._call("hidden", params, *inputs)[0]
+        hidden_BTD, _, routing = self._call(
+            "hidden", params, tokens_BT, positions_BT, segment_ids_BT
+        )
+        return hidden_BTD, routing
 
     def output_matrix(self, params: Params) -> jax.Array:
         """(V, D), f32: the embedding's table when tied."""
@@ -184,10 +279,9 @@ class Model:
 
     def logits(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
         """f32 logits (B, T, V) of hidden states, soft-capped when the config says so."""
-        B, T, D = hidden_BTD.shape
         table_VD = self.output_matrix(params).astype(hidden_BTD.dtype)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        logits_BTV = product("RD,VD->RV", hidden_BTD.reshape(B * T, D), table_VD).reshape(B, T, -1)
+        logits_BTV = product("BTD,VD->BTV", hidden_BTD, table_VD)
         cap = self.config.logit_softcap
         return logits_BTV if cap is None else cap * jnp.tanh(logits_BTV / cap)
 
@@ -205,7 +299,7 @@ class Model:
         """Hidden states of tokens that continue each row at position offset_B, and the new cache."""
         positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         inputs = (tokens_BT, positions_BT, None, caches, offset_B)
-        return self._call("hidden", params, *inputs)
+        return self._call("hidden", params, *inputs)[:2]
 
 
 @functools.cache  # tracing the layers takes a quarter of a second, and several parts ask

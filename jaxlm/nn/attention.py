@@ -17,6 +17,7 @@ from jaxlm.nn import init, kernels
 from jaxlm.nn.linear import linear
 from jaxlm.nn.norm import RMSNorm
 from jaxlm.nn.rope import apply_rope
+from jaxlm.sharding.rules import constrain
 from pallas_kernels.attention.api import Impl, attention
 
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
             q_BTNH, k_BTKH = q_norm(q_BTNH), k_norm(k_BTKH)
             logit_bound = _logit_bound(q_norm, k_norm, where.rope)
         q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)
-        q_BTNH = nn.with_logical_constraint(q_BTNH, ("batch", "seq", "heads", "head_dim"))
+        q_BTNH = constrain(q_BTNH, ("batch", "seq", "heads", "head_dim"))
 
         mask: dict[str, Any] = dict(window=self.window, softcap=self.softcap, sinks_N=sinks_N)
         if cache is None:

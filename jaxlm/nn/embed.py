@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn import init
+from jaxlm.sharding.rules import constrain
 
 
 class Embed(nn.Module):
@@ -27,7 +28,7 @@ class Embed(nn.Module):
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         # gathered over fsdp before the look-up: the partitioner would replicate its result instead
-        table_VD = nn.with_logical_constraint(self.table_VD, ("vocab", None))
+        table_VD = constrain(self.table_VD, ("vocab", None))
         # rounded after the look-up: the gradient of a frequent token is then a sum in f32
         return jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
 

@@ -9,6 +9,8 @@
 | matrices that write residuals | normal, std 1/sqrt(fan in * 2 * layers)    | the sum over depth stays O(1)|
 | norm scales                   | ones                                       | starts as plain RMSNorm      |
 | attention sinks               | zeros                                      | one token's worth of nothing |
+| routers                       | normal, std 1/sqrt(fan in)                 | logits start at rms 1        |
+| biases of routers             | zeros                                      | no expert is favoured        |
 """
 
 import math

@@ -15,14 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.sharding.rules import ROWS, spec
+from jaxlm.nn import context, ring
+from jaxlm.sharding.rules import ROWS, num_parts, spec
 from pallas_kernels.attention import api as attention_api
 from pallas_kernels.cross_entropy import api as loss_api
 from pallas_kernels.cross_entropy.rows import CrossEntropy, Task
 from pallas_kernels.tuning.chips import GPUS, chip_of, gpu_of
 
 Impl = attention_api.Impl
-BATCH_AXES, VOCAB_AXIS, EMBED_AXIS = ("data", "fsdp"), "model", "fsdp"
+VOCAB_AXIS, EMBED_AXES = spec(("vocab", "embed"))
+ROW_AXES = tuple(jax.tree.leaves((*ROWS,)))
+REST_AXES = tuple(axis for axis in ROW_AXES if axis not in EMBED_AXES)
 
 
 def mesh_chip() -> str | None:
@@ -32,7 +35,8 @@ def mesh_chip() -> str | None:
     return chip_of(kind) or gpu_of(kind)
 
 
-def _mesh_tpu() -> str | None:
+def mesh_tpu() -> str | None:
+    """The TPU of the mesh that surrounds the trace; None elsewhere."""
     chip = mesh_chip()
     return None if chip in GPUS else chip
 
@@ -45,64 +49,72 @@ def attention(
     segment_ids_BT: jax.Array | None,
     sinks_N: jax.Array | None,
     logit_bound: jax.Array | None = None,
-    **options: Any,
+    window: int | None = None,
+    softcap: float | None = None,
+    impl: Impl = "auto",
 ) -> jax.Array:
-    """Causal self-attention, (B, T, N, H); options as in pallas_kernels.attention.api.
+    """Causal self-attention, (B, T, N, H).
 
-    logit_bound:  a scalar
+    Where queries are split along the sequence, chunks stand in zig-zag order: see nn/context.py.
+    window, softcap, impl:  as in pallas_kernels.attention.api; logit_bound is a scalar
     """
-    chip = mesh_chip()
-    arrays = {"q_BTNH": q_BTNH, "k_BSKH": k_BTKH, "v_BSKH": v_BTKH}
-    axes = {
-        "q_BTNH": ("batch", "seq", "heads", "head_dim"),
-        "k_BSKH": ("batch", "seq", "kv_heads", "head_dim"),
-        "v_BSKH": ("batch", "seq", "kv_heads", "head_dim"),
-        "segment_ids": ("batch", "seq"),
-        "sinks_N": ("heads",),
-        "logit_bound": (),
-    }
-    if segment_ids_BT is not None:
-        arrays["segment_ids"] = segment_ids_BT
-    if sinks_N is not None:
-        arrays["sinks_N"] = sinks_N
-    if logit_bound is not None:
-        arrays["logit_bound"] = logit_bound
+    options = context.Options(window, softcap, impl, mesh_chip())
+    run: Any = partial(_whole_sequence, options=options)
+    if context.is_split():
+        options = options._replace(impl="auto" if impl == "xla" else impl)  # it has no offsets
+        is_ring = spec(("key_seq",))[0] is not None
+        run = partial(ring.ring if is_ring else context.all_gather, options=options)
+    elif options.chip is None and num_parts("context") == 1:
+        return run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, sinks_N, logit_bound)
+    queries = spec(("batch", "query_seq", "query_heads", "head_dim"))
+    keys = spec(("batch", "query_seq", "key_heads", "head_dim"))
+    in_specs = (queries, keys, keys, spec(("batch", "query_seq")), spec(("query_heads",)), jax.P())
+    mapped = jax.shard_map(run, in_specs=in_specs, out_specs=queries, check_vma=False)
+    return mapped(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, sinks_N, logit_bound)
 
-    def run(arrays: dict[str, Any]) -> jax.Array:
-        ids_BT = arrays.pop("segment_ids", None)
-        ids = None if ids_BT is None else (ids_BT, ids_BT)
-        return attention_api.attention(**arrays, segment_ids=ids, chip=chip, **options)
 
-    if chip is None:
-        return run(arrays)
-    mapped = jax.shard_map(
-        run,
-        in_specs=({name: spec(axes[name]) for name in arrays},),
-        out_specs=spec(axes["q_BTNH"]),
-        check_vma=False,
+def _whole_sequence(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    sinks_N: jax.Array | None,
+    logit_bound: jax.Array | None,
+    options: context.Options,
+) -> jax.Array:
+    return attention_api.attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        segment_ids=None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT),
+        sinks_N=sinks_N,
+        logit_bound=logit_bound,
+        **options._asdict(),
     )
-    return mapped(arrays)
 
 
 def linear_cross_entropy(
-    x_RD: jax.Array,
+    x_BTD: jax.Array,
     table_VD: jax.Array,
-    targets_R: jax.Array,
-    weights_R: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
     *,
     softcap: float | None,
     z_loss: jax.Array | float,
     impl: Impl,
 ) -> CrossEntropy:
-    """Sums over all rows of all devices, as in pallas_kernels.cross_entropy.api, and their lse.
+    """Sums over all positions of all devices, as in pallas_kernels.cross_entropy.api,
+    and their lse, (B, T).
 
-    Rows are split over the data axes, the vocabulary over the model axis.  Only `loss` has a
-    derivative, by x and by the table; it is computed along with the loss.
+    Rows and positions are split over the data axes, the vocabulary over the model axis.  Only
+    `loss` has a derivative, by x and by the table; it is computed along with the loss.
     """
-    chip, z_loss = _mesh_tpu(), jnp.asarray(z_loss, jnp.float32)
-    arrays = x_RD, table_VD, targets_R, weights_R
+    chip, z_loss = mesh_tpu(), jnp.asarray(z_loss, jnp.float32)
+    arrays = x_BTD, table_VD, targets_BT, weights_BT
     if jax.sharding.get_abstract_mesh().empty:
-        return loss_api.linear_cross_entropy(*arrays, softcap=softcap, z_loss=z_loss, impl=impl)
+        options: Any = dict(softcap=softcap, z_loss=z_loss, impl=impl)
+        found = loss_api.linear_cross_entropy(*_flat(*arrays), **options)
+        return found._replace(lse_R=found.lse_R.reshape(targets_BT.shape))
     if impl == "auto":
         impl = "pallas" if chip else "xla"
     choose = partial(loss_api.choose, impl, chip)  # by the sizes on each device
@@ -112,7 +124,7 @@ def linear_cross_entropy(
 def is_loss_fused(impl: Impl, num_rows: int, vocab_size: int) -> bool:
     """Whether the loss goes without whole logits: by choice, by a kernel, or by their size."""
     if impl == "auto":
-        return _mesh_tpu() is not None or num_rows * vocab_size > loss_api.WHOLE_LOGITS
+        return mesh_tpu() is not None or num_rows * vocab_size > loss_api.WHOLE_LOGITS
     return impl != "reference"
 
 
@@ -121,7 +133,7 @@ def chosen(attention_impl: Impl, loss_impl: Impl, rows: int, T: int, V: int) -> 
 
     Raises ValueError for a kernel that was asked for and cannot run.
     """
-    chip, tpu = mesh_chip(), _mesh_tpu()
+    chip, tpu = mesh_chip(), mesh_tpu()
     devices = f"the mesh is of {chip or jax.default_backend()} devices"
     why_not = None if chip else f"{devices}, not of TPUs or GPUs that have a kernel"
     loss: Impl = "pallas" if tpu else "xla"
@@ -139,30 +151,36 @@ def chosen(attention_impl: Impl, loss_impl: Impl, rows: int, T: int, V: int) -> 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sharded_loss(softcap, choose, x_RD, table_VD, targets_R, weights_R, z_loss):  # type: ignore[no-untyped-def]
-    def local(x_RD, table_VD, targets_R, weights_R, z_loss):
+def _sharded_loss(softcap, choose, x_BTD, table_VD, targets_BT, weights_BT, z_loss):  # type: ignore[no-untyped-def]
+    def local(x_BTD, table_VD, targets_BT, weights_BT, z_loss):
+        x_RD, _, targets_R, weights_R = _flat(x_BTD, table_VD, targets_BT, weights_BT)
         task = Task(softcap, z_loss, None, VOCAB_AXIS)
-        return _total(
-            loss_api.forward(x_RD, table_VD, targets_R, weights_R, task, choose(x_RD, table_VD))
-        )
+        how = choose(x_RD, table_VD)
+        found = loss_api.forward(x_RD, table_VD, targets_R, weights_R, task, how)
+        return _total(found, targets_BT)
 
-    return _map(local, _SUMS)(x_RD, _rounded(table_VD, x_RD), targets_R, weights_R, z_loss)
+    return _map(local, _SUMS)(x_BTD, _rounded(table_VD, x_BTD), targets_BT, weights_BT, z_loss)
 
 
-def _sharded_loss_fwd(softcap, choose, x_RD, table_VD, targets_R, weights_R, z_loss):  # type: ignore[no-untyped-def]
-    def local(x_RD, table_VD, targets_R, weights_R, z_loss):
+def _sharded_loss_fwd(softcap, choose, x_BTD, table_VD, targets_BT, weights_BT, z_loss):  # type: ignore[no-untyped-def]
+    def local(x_BTD, table_VD, targets_BT, weights_BT, z_loss):
+        x_RD, _, targets_R, weights_R = _flat(x_BTD, table_VD, targets_BT, weights_BT)
         task = Task(softcap, z_loss, None, VOCAB_AXIS)
         found, dx_RD, dtable_VD = loss_api.forward_and_gradients(
             x_RD, table_VD, targets_R, weights_R, task, choose(x_RD, table_VD)
         )
         # each device keeps the part of the sum that its slice of the table needs
-        dtable_VD = jax.lax.psum_scatter(dtable_VD, EMBED_AXIS, scatter_dimension=1, tiled=True)
-        return _total(found), dx_RD, jax.lax.psum(dtable_VD, "data")
+        dtable_VD = jax.lax.psum_scatter(dtable_VD, EMBED_AXES, scatter_dimension=1, tiled=True)
+        return (
+            _total(found, targets_BT),
+            dx_RD.reshape(x_BTD.shape),
+            jax.lax.psum(dtable_VD, REST_AXES),
+        )
 
-    out_specs = (_SUMS, ROWS, jax.P(VOCAB_AXIS, EMBED_AXIS))
-    arrays = x_RD, _rounded(table_VD, x_RD), targets_R, weights_R, z_loss
-    found, dx_RD, dtable_VD = _map(local, out_specs)(*arrays)
-    return found, (dx_RD, dtable_VD.astype(table_VD.dtype))
+    out_specs = (_SUMS, ROWS, jax.P(VOCAB_AXIS, EMBED_AXES))
+    arrays = x_BTD, _rounded(table_VD, x_BTD), targets_BT, weights_BT, z_loss
+    found, dx_BTD, dtable_VD = _map(local, out_specs)(*arrays)
+    return found, (dx_BTD, dtable_VD.astype(table_VD.dtype))
 
 
 def _sharded_loss_bwd(softcap, choose, gradients, cotangents):  # type: ignore[no-untyped-def]
@@ -172,17 +190,25 @@ def _sharded_loss_bwd(softcap, choose, gradients, cotangents):  # type: ignore[n
 
 _sharded_loss.defvjp(_sharded_loss_fwd, _sharded_loss_bwd)
 
+
 # how the results of all devices make one: sums are the same everywhere, lse is split by rows
 _SUMS: Any = CrossEntropy._make([*[jax.P()] * 5, ROWS])
 
 
-def _rounded(table_VD: jax.Array, x_RD: jax.Array) -> jax.Array:
+def _flat(
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> tuple[jax.Array, ...]:
+    """One dimension of rows R = B*T."""
+    x_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
+    return x_RD, table_VD, targets_BT.reshape(-1), weights_BT.reshape(-1)
+
+
+def _rounded(table_VD: jax.Array, x_BTD: jax.Array) -> jax.Array:
     """In the products' dtype where it is gathered: half the bytes to move and to hold.
 
     Where it is not, the kernel rounds tile by tile and no copy is held.
     """
-    is_split = jax.sharding.get_abstract_mesh().shape[EMBED_AXIS] > 1
-    return table_VD.astype(x_RD.dtype) if is_split else table_VD
+    return table_VD.astype(x_BTD.dtype) if num_parts(*EMBED_AXES) > 1 else table_VD
 
 
 def _map(local: Any, out_specs: Any) -> Any:
@@ -190,6 +216,7 @@ def _map(local: Any, out_specs: Any) -> Any:
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _total(found: CrossEntropy) -> CrossEntropy:
+def _total(found: CrossEntropy, targets_BT: jax.Array) -> CrossEntropy:
     *sums, lse_R = found
-    return CrossEntropy._make([*(jax.lax.psum(x, BATCH_AXES) for x in sums), lse_R])
+    sums = [jax.lax.psum(x, ROW_AXES) for x in sums]
+    return CrossEntropy._make([*sums, lse_R.reshape(targets_BT.shape)])

@@ -2,7 +2,6 @@
 """A matrix product with parameters of several dimensions.
 
 Legend: X leading dimensions of the input  I input dimensions  O output dimensions
-        R all leading dimensions in one
 """
 
 import math
@@ -13,11 +12,12 @@ import jax
 def linear(x_XI: jax.Array, w_IO: jax.Array, num_inputs: int = 1) -> jax.Array:
     """Contracts the last `num_inputs` dimensions of x with the first of w, in x's dtype.
 
-    As one flat product: on CPU the same einsum over three and four dimensions takes a third more
-    time, forward and backward, for transposes that XLA puts around it.
+    With one input and one output dimension: on CPU the same einsum over three and four takes a
+    third more time, forward and backward, for transposes that XLA puts around it.  The leading
+    dimensions stay apart, as each may be split over a mesh axis of its own.
     """
     inputs, outputs = w_IO.shape[:num_inputs], w_IO.shape[num_inputs:]
     leading = x_XI.shape[: x_XI.ndim - num_inputs]
-    x_RI = x_XI.reshape(-1, math.prod(inputs))
+    x_XI = x_XI.reshape(*leading, math.prod(inputs))
     w_IO = w_IO.astype(x_XI.dtype).reshape(math.prod(inputs), math.prod(outputs))
-    return (x_RI @ w_IO).reshape(*leading, *outputs)
+    return (x_XI @ w_IO).reshape(*leading, *outputs)

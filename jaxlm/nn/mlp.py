@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxlm.nn import init
 from jaxlm.nn.linear import linear
+from jaxlm.sharding.rules import constrain
 
 
 @jax.custom_vjp
@@ -64,5 +65,5 @@ class MLP(nn.Module):
             hidden_BTF = act(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = act(hidden_BTF)
-        hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "seq", "ffn"))
+        hidden_BTF = constrain(hidden_BTF, ("batch", "seq", "ffn"))
         return linear(hidden_BTF, w_down_FD)

@@ -29,17 +29,20 @@ import optax.contrib
 from jaxlm.optim.adafactor import scale_by_adafactor
 from jaxlm.optim.config import OptimConfig
 from jaxlm.optim.groups import NO_GROUP, Label, group_indices, is_axes, label
-from jaxlm.optim.muon import scale_by_muon
+from jaxlm.optim.muon import Spread, scale_by_muon
 from jaxlm.optim.schedule import learning_rate_scale
 
 Hparams = Mapping[str, jax.Array]
 MakeTransform = Callable[[Hparams, jax.Array], optax.GradientTransformation]
 
 
-def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
+def make_optimizer(
+    config: OptimConfig, axes: Any, spread: Spread = lambda work, x, *_: work(x)
+) -> MakeTransform:
     """Checks the groups once; the result builds the transformation of one update.
 
-    Args:    axes is shaped like the parameters, with a tuple of logical names at every leaf.
+    Args:    axes is shaped like the parameters, with a tuple of logical names at every leaf;
+             spread says where Muon does its layers on a mesh (optim/muon.py).
     Returns: (hparams, step) -> GradientTransformation, to be called inside the jitted step;
              hparams as made by optim/hparams.py, step = earlier updates.  All state is f32 but
              for counters, and its structure depends on `config` alone.
@@ -52,24 +55,41 @@ def make_optimizer(config: OptimConfig, axes: Any) -> MakeTransform:
         >>> updates, opt_state = tx.update(grads, opt_state, params)      # doctest: +SKIP
     """
     labels = jax.tree.map(label, axes, is_leaf=is_axes)
-    groups = group_indices(axes, config.groups)
+    is_trained = jax.tree.map(lambda label: label != "state", labels)
+    axes, groups, labels = (
+        _only(is_trained, tree) for tree in (axes, group_indices(axes, config.groups), labels)
+    )
 
     def make(hparams: Hparams, step: jax.Array) -> optax.GradientTransformation:
         schedule = learning_rate_scale(config.schedule, step, hparams)
         descend = _descend(config, labels, groups, schedule, hparams)
         clip = _clip_by_global_norm(hparams["clip_norm"])
         if config.name == "schedule_free":
-            return optax.chain(clip, _schedule_free(descend, schedule, hparams))
-        return optax.chain(clip, _direction(config, axes, labels, hparams), descend)
+            tx = optax.chain(clip, _schedule_free(descend, schedule, hparams))
+        else:
+            tx = optax.chain(clip, _direction(config, axes, labels, hparams, spread), descend)
+        return tx if all(jax.tree.leaves(is_trained)) else optax.masked(tx, is_trained)
 
     return make
+
+
+def _only(is_kept: Any, tree: Any) -> Any:
+    """The tree without some parameters, as optax.masked shows trees to what it wraps."""
+    return jax.tree.map(lambda kept, x: x if kept else optax.MaskedNode(), is_kept, tree)
 
 
 def eval_params(config: OptimConfig, opt_state: Any, params: Any) -> Any:
     """The parameters to evaluate: schedule-free's average, or `params` as they are."""
     if config.name != "schedule_free":
         return params
-    return optax.contrib.schedule_free_eval_params(opt_state[-1], params)
+    if not isinstance(opt_state, optax.MaskedState):
+        return optax.contrib.schedule_free_eval_params(opt_state[-1], params)
+    state, is_masked = opt_state.inner_state[-1], lambda x: isinstance(x, optax.MaskedNode)
+    is_trained = jax.tree.map(lambda z: not is_masked(z), state.z, is_leaf=is_masked)
+    averaged = optax.contrib.schedule_free_eval_params(state, _only(is_trained, params))
+    return jax.tree.map(
+        lambda mean, own: own if is_masked(mean) else mean, averaged, params, is_leaf=is_masked
+    )
 
 
 def _clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
@@ -82,14 +102,14 @@ def _clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
 
 
 def _direction(
-    config: OptimConfig, axes: Any, labels: Any, h: Hparams
+    config: OptimConfig, axes: Any, labels: Any, h: Hparams, spread: Spread
 ) -> optax.GradientTransformation:
     """From the clipped gradient to u, before decay and learning rate."""
     match config.name:
         case "adamw":
             return optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
         case "muon":
-            return _muon(config, axes, labels, h)
+            return _muon(config, axes, labels, h, spread)
         case "lion":
             return optax.scale_by_lion(h["b1"], h["b2"])
         case "adafactor":
@@ -97,11 +117,13 @@ def _direction(
     raise ValueError(f"no transformation for the optimizer {config.name!r}")
 
 
-def _muon(config: OptimConfig, axes: Any, labels: Any, h: Hparams) -> optax.GradientTransformation:
+def _muon(
+    config: OptimConfig, axes: Any, labels: Any, h: Hparams, spread: Spread
+) -> optax.GradientTransformation:
     """Muon for the matrices, Adam for the rest."""
     parts = jax.tree.map(lambda label: "muon" if label == "matrix" else "adam", labels)
     hidden = jax.tree.map(lambda p, a: a if p == "muon" else optax.MaskedNode(), parts, axes)
-    muon = scale_by_muon(h["muon_momentum"], config.muon_steps, hidden)
+    muon = scale_by_muon(h["muon_momentum"], config.muon_steps, hidden, spread)
     adam = optax.scale_by_adam(h["b1"], h["b2"], h["eps"])
     return optax.partition({"muon": muon, "adam": adam}, parts)
 

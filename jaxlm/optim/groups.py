@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which parameter is treated how: by the logical names of its axes, and by its path.
 
-| label  | axes, a stacking "layers" axis apart    | weight decay | driven by Muon |
-|--------|-----------------------------------------|--------------|----------------|
-| embed  | "vocab" among them                      | yes          | no             |
-| matrix | two or more, "embed" among them         | yes          | yes            |
-| vector | at most one: norm scales, sinks         | no           | no             |
+| label  | axes, stacking "layers" and "expert" apart | weight decay | driven by Muon |
+|--------|--------------------------------------------|--------------|----------------|
+| state  | "balance" among them: biases of routers    | no update at all, see model/balance.py |
+| embed  | "vocab" among them                         | yes          | no             |
+| matrix | two or more, "embed" among them            | yes          | yes            |
+| vector | at most one: norm scales, sinks            | no           | no             |
 """
 
 import difflib
@@ -18,7 +19,8 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.optim.config import GroupConfig
 
 Axes = tuple[str, ...]
-Label = Literal["embed", "matrix", "vector"]
+Label = Literal["state", "embed", "matrix", "vector"]
+STACKING = ("layers", "expert")  # axes along which there is a parameter of its own at every index
 NO_GROUP = -1  # not None, which would be no leaf of a tree
 
 
@@ -28,12 +30,14 @@ def is_axes(node: Any) -> bool:
 
 
 def own_dims(axes: Axes) -> tuple[int, ...]:
-    """The dimensions of one layer's parameter: all but the stacking one."""
-    return tuple(dim for dim, name in enumerate(axes) if name != "layers")
+    """The dimensions of one layer's parameter, or one expert's: all but the stacking ones."""
+    return tuple(dim for dim, name in enumerate(axes) if name not in STACKING)
 
 
 def label(axes: Axes) -> Label:
     """The row of the table above; raises ValueError where none fits."""
+    if "balance" in axes:
+        return "state"
     if "vocab" in axes:
         return "embed"
     if len(own_dims(axes)) < 2:

@@ -9,6 +9,8 @@ Legend: L layers (a batch of independent matrices)  M the shorter side  N the lo
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,16 +23,28 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the steepest slope at zero that stay
 EPS = 1e-7  # an all-zero momentum stays zero
 
 
-def scale_by_muon(momentum: jax.Array, steps: int, axes: Any) -> optax.GradientTransformation:
+# (work, x, logical axes of x, dimensions that work needs whole) -> work(x)
+Spread = Callable[[Callable[[jax.Array], jax.Array], jax.Array, Axes, tuple[int, ...]], jax.Array]
+
+
+def scale_by_muon(
+    momentum: jax.Array, steps: int, axes: Any, spread: Spread
+) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised; `axes` is shaped like the updates.
+
+    spread:  does work on layers where they are whole, as sharding/by_layers.py does on a mesh
 
     The momentum is a plain sum: a moving average differs by a factor, which orthogonalising drops.
     """
 
-    def orthogonalized(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda u, a: _orthogonalize(u, a, steps), updates, axes)
+    def orthogonalized(update: jax.Array, axes: Axes) -> jax.Array:
+        work = partial(_orthogonalize, axes=axes, steps=steps)
+        return spread(work, update, axes, sum(dimension_numbers(axes), ()))
 
-    return optax.chain(optax.trace(momentum, nesterov=True), optax.stateless(orthogonalized))
+    def all_orthogonalized(updates: Any, _: Any) -> Any:
+        return jax.tree.map(orthogonalized, updates, axes)
+
+    return optax.chain(optax.trace(momentum, nesterov=True), optax.stateless(all_orthogonalized))
 
 
 def _orthogonalize(update: jax.Array, axes: Axes, steps: int) -> jax.Array:

@@ -50,7 +50,7 @@ def evaluate_run(
     _check_whole(directory, run)
     trainer = like or run.trainer
     source = BatchSource(data, run.config.data, split="valid")
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         metrics = validate(trainer, run.params, source)
     for name, value in metrics.items():
         if not math.isfinite(value):

@@ -29,7 +29,7 @@ from jaxlm.core.types import Batch, Metrics
 from jaxlm.data.prepare import prepare
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.research.jobs import JobRun
-from jaxlm.sharding.mesh import AXES
+from jaxlm.sharding.config import AXES
 from jaxlm.telemetry.display import Display
 from jaxlm.train.checkpoint import list_checkpoints
 from jaxlm.train.loop import Outcome, Run
@@ -50,7 +50,7 @@ def train_together(jobs: Sequence[JobRun], tell: Tell, quiet: Display) -> None:
     trainer = _trainer(jobs)
     with contextlib.ExitStack() as stack:
         members = [stack.enter_context(_opened(job, trainer, quiet)) for job in jobs]
-        stack.enter_context(on_mesh(trainer.mesh))
+        stack.enter_context(on_mesh(trainer.mesh, trainer.rules))
         _train(members, trainer, tell)
 
 
@@ -86,9 +86,9 @@ def _trainer(jobs: Sequence[JobRun]) -> Trainer:
     tokenizer = load_tokenizer(data.tokenizer_path, sha256=data.tokenizer_sha256)
     devices = math.gcd(len(jobs), jax.device_count())
     mesh = jax.make_mesh(
-        (devices, 1, 1, 1),
+        (devices, *(1,) * len(AXES)),
         (MEMBERS, *AXES),
-        axis_types=(AxisType.Auto,) * 4,
+        axis_types=(AxisType.Auto,) * (1 + len(AXES)),
         devices=jax.devices()[:devices],
     )
     return build_trainer(config, tokenizer.bytes_per_token_V, mesh)

@@ -3,9 +3,32 @@
 
 import dataclasses
 import math
+from typing import Literal, NamedTuple
 
 from jaxlm.core.checks import require
 from jaxlm.core.errors import ConfigError
+
+# In the order of the devices: neighbours along the last axes are the nearest.
+AXES = ("slice", "pipeline", "data", "fsdp", "expert", "context", "model")
+
+ContextAttention = Literal["ring", "all_gather", "ulysses"]
+
+
+class Schedule(NamedTuple):
+    """Of a pipeline: every micro-batch goes `repeats` times round the stages."""
+
+    stages: int
+    micro_batches: int
+    repeats: int
+
+    @property
+    def ticks(self) -> int:
+        return self.repeats * self.micro_batches + self.stages - 1
+
+    @property
+    def idle_frac(self) -> float:
+        """Of each stage's time, where all take the same."""
+        return (self.stages - 1) / self.ticks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,32 +39,54 @@ class MeshConfig:
     data: int = -1  # parameters replicated, batch split
     fsdp: int = 1  # parameters and batch split
     model: int = 1  # heads, MLP width and vocabulary split (tensor parallel)
+    context: int = 1  # sequence split
+    expert: int = 1  # experts split; elsewhere as fsdp
+    pipeline: int = 1  # layers split into stages
+    slice: int = 1  # slices joined by the data-centre network, parameters replicated, batch split
+    context_attention: ContextAttention = "ring"  # how queries meet keys of other devices
+    sequence_parallel: bool = True  # residual stream split along the sequence over `model` too
+    pipeline_micro_batches: int | None = None  # of each stage's queue; None: as many as stages
+    pipeline_repeats: int = 1  # times that each micro-batch goes round the stages
 
     def __post_init__(self) -> None:
-        for axis, size in dataclasses.asdict(self).items():
+        sizes = [getattr(self, axis) for axis in AXES]
+        for axis, size in zip(AXES, sizes, strict=True):
             require(
                 size == -1 or size >= 1,
                 f"MeshConfig.{axis}",
                 size,
                 ">= 1, or -1 for what the others leave",
             )
-        sizes = [self.data, self.fsdp, self.model]
         require(sizes.count(-1) <= 1, "MeshConfig", sizes, "a mesh with at most one -1")
+        for field in ("slice", "pipeline", "pipeline_repeats"):
+            require(getattr(self, field) >= 1, f"MeshConfig.{field}", getattr(self, field), ">= 1")
+        queue = self.pipeline_micro_batches
+        require(
+            queue is None or queue >= self.pipeline,
+            "MeshConfig.pipeline_micro_batches",
+            queue,
+            f"at least MeshConfig.pipeline={self.pipeline}, or None",
+        )
 
-    def shape(self, num_devices: int) -> tuple[int, int, int]:
-        """Devices along (data, fsdp, model), with -1 filled in.
+    def shape(self, num_devices: int) -> dict[str, int]:
+        """Devices along every axis, in the order of AXES, with -1 filled in.
 
         Raises ConfigError when the product is not `num_devices`.
         """
-        sizes = [self.data, self.fsdp, self.model]
-        known = math.prod(size for size in sizes if size != -1)
-        has_free_axis = -1 in sizes
-        if has_free_axis and num_devices % known == 0:
-            sizes[sizes.index(-1)] = num_devices // known
-        elif has_free_axis or known != num_devices:
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        known = math.prod(size for size in sizes.values() if size != -1)
+        free = next((axis for axis, size in sizes.items() if size == -1), None)
+        if free is not None and num_devices % known == 0:
+            return sizes | {free: num_devices // known}
+        if free is not None or known != num_devices:
+            told = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
             raise ConfigError(
-                f"MeshConfig data={self.data}, fsdp={self.fsdp}, model={self.model} needs "
-                f"{'a multiple of ' if has_free_axis else ''}{known} devices, found {num_devices}; set "
+                f"MeshConfig {told or 'of one device'} needs "
+                f"{'a multiple of ' if free else ''}{known} devices, found {num_devices}; set "
                 "one axis to -1 to take what is there, or simulate devices with --cpu-devices"
             )
-        return sizes[0], sizes[1], sizes[2]
+        return sizes
+
+    def schedule(self, stages: int) -> Schedule:
+        """As many micro-batches as stages, unless the config says more."""
+        return Schedule(stages, self.pipeline_micro_batches or stages, self.pipeline_repeats)

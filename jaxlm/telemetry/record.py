@@ -40,7 +40,7 @@ def read_run(run_dir: Path) -> Run:
         summary=_read_json(run_dir / "summary.json", problems),
         train=[row for _, row in sorted(by_step["train"].items())],
         evals=[row for _, row in sorted(by_step["eval"].items())],
-        log=[r for r in rows if r["kind"] != "train" or r.get("train/is_refused")],
+        log=[r for r in rows if r["kind"] not in ("train", "experts") or r.get("train/is_refused")],
         samples=_read_lines(run_dir / "samples.jsonl", problems),
         problems=problems,
     )

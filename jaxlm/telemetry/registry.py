@@ -43,6 +43,24 @@ METRICS: dict[str, MetricSpec] = {
         "fraction", "none", "global", "rms of the update over rms of the parameters"
     ),
     "optim/lr": MetricSpec("1", "none", "last", "learning rate of the update"),
+    "router/expert_tokens": MetricSpec(
+        "tokens",
+        "none",
+        "sum",
+        "lists by layer and expert: tokens that chose it; every 10th update",
+    ),
+    "router/max_load": MetricSpec(
+        "1", "lower", "sum", "tokens of the busiest expert over the mean; @layer_3: of that layer"
+    ),
+    "router/unused_frac": MetricSpec(
+        "fraction", "lower", "sum", "experts that no token of the batch chose"
+    ),
+    "router/balance_loss": MetricSpec(
+        "1", "lower", "token mean", "mean over layers of what is 1 when experts are used alike"
+    ),
+    "router/z_loss": MetricSpec(
+        "nats^2/token", "none", "token mean", "squared log-normaliser of the routers, unweighted"
+    ),
     "data/tokens_seen": MetricSpec("tokens", "none", "sum", "counted targets since the run began"),
     "data/epoch": MetricSpec(
         "epochs", "none", "last", "passes over the training rows, over all corpora"
@@ -70,7 +88,7 @@ METRICS: dict[str, MetricSpec] = {
 
 
 def spec_of(name: str) -> MetricSpec:
-    """The spec of a metric; `eval/bpb@web` is eval/bpb of one corpus.  Raises KeyError if unknown."""
+    """The spec of a metric; `eval/bpb@web` is eval/bpb of one corpus (or layer).  Raises KeyError if unknown."""
     return METRICS[name.partition("@")[0]]
 
 

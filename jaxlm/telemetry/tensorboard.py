@@ -47,7 +47,7 @@ class TensorBoardWriter:
         values = [
             self._summary.Value(tag=name, simple_value=value)
             for name, value in row.items()
-            if "/" in name and value is not None
+            if "/" in name and value is not None and not isinstance(value, list)
         ]
         # one record for the row: add_scalar would take ten times as long
         self._writer.file_writer.add_summary(self._summary(value=values), row["step"])

@@ -3,6 +3,7 @@
 
     {"kind": "train", "step": 12, "train/loss_nats": 6.1, ...}
     {"kind": "eval",  "step": 12, "eval/bpb": 2.4, ...}
+    {"kind": "experts", "step": 10, "router/expert_tokens": [[31, 40], [29, 42]]}
     {"kind": "event", "step": 10, "event": "resumed", ...}
 
 A row tagged N describes the update that produced step N, measured before it.  A resumed run may

@@ -13,6 +13,7 @@ class TrainConfig:
     num_steps: int  # completed updates at the end of the run
     seed: int = 0  # of the initial parameters and of the samples
     num_micro_batches: int = 1  # gradient accumulation: the batch is done in this many parts
+    offload_optimizer: bool = False  # its state rests in the hosts' memory between updates
     log_every: int = 10  # updates between two telemetry rows on the terminal; the file gets all
     eval_every: int = 250  # updates between two validations; one always follows the last update
     eval_batches: int | None = (

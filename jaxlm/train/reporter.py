@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device metrics into telemetry rows, with what only the host knows: time, speed, totals."""
+"""Device metrics into telemetry rows, with what only the host knows: time, speed, totals.
+
+Legend: L layers with experts  E experts
+"""
 
 import time
 from collections.abc import Callable
@@ -10,6 +13,8 @@ from jaxlm.core.types import Metrics
 from jaxlm.telemetry.display import Display
 from jaxlm.telemetry.writer import Writer
 
+EXPERT_TOKENS = "router/expert_tokens"
+EXPERTS_EVERY = 10  # updates: a row of them has a number for every expert of every layer
 Clock = Callable[[], float]
 
 
@@ -35,7 +40,7 @@ class Reporter:
     def train(self, step: int, metrics: Metrics, epoch: float, data_wait_s: float) -> None:
         """The row of the update that produced `step`; metrics are host values."""
         self._tokens_seen += round(float(metrics["train/tokens"]))
-        row = {name: float(value) for name, value in metrics.items()}
+        row = {name: float(value) for name, value in metrics.items() if name != EXPERT_TOKENS}
         row |= {"data/tokens_seen": self._tokens_seen, "data/epoch": epoch}
         now = self._clock()
         if self._last_time is not None:
@@ -49,6 +54,9 @@ class Reporter:
             if self._peak_flops is not None:
                 row["perf/mfu_frac"] = self._flops_per_step / seconds / self._peak_flops
         self._last_time = now
+        if EXPERT_TOKENS in metrics and step % EXPERTS_EVERY == 0:
+            tokens_LE = [[round(n) for n in layer.tolist()] for layer in metrics[EXPERT_TOKENS]]
+            self._write({"kind": "experts", "step": step, EXPERT_TOKENS: tokens_LE})
         self._write({"kind": "train", "step": step, **row})
         self._display.train({"step": step, **row})
 

@@ -23,7 +23,7 @@ from jaxlm.data.prepared import PreparedData
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
 from jaxlm.model.transformer import Model
-from jaxlm.nn import kernels
+from jaxlm.nn import experts, kernels
 from jaxlm.optim.groups import group_indices
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.telemetry.display import Display, make_display
@@ -155,7 +155,7 @@ def _train(
     try:
         if run.is_main:
             write_start(run, data)
-        with on_mesh(run.trainer.mesh):
+        with on_mesh(run.trainer.mesh, run.trainer.rules):
             return train(run, stop)
     finally:
         run.close()
@@ -182,13 +182,16 @@ def write_start(run: Run, data: PreparedData) -> None:
 
 
 def kernel_choices(config: RunConfig) -> dict[str, str]:
-    """What attention and loss run by.  Raises ConfigError for a kernel that cannot run here."""
+    """What attention, loss and experts run by.  Raises ConfigError for a kernel that cannot run here."""
     model, data = config.model, config.data
     rows = data.batch_size // config.train.num_micro_batches
     try:
         with on_mesh(make_mesh(config.mesh)):
-            return kernels.chosen(
+            found = kernels.chosen(
                 model.attention_impl, model.loss_impl, rows, data.seq_len, model.vocab_size
+            )
+            return found | (
+                {"experts": experts.chosen(model.expert_impl)} if model.num_experts else {}
             )
     except ValueError as e:
         raise ConfigError(f"ModelConfig: {e}; set it to 'auto'") from e

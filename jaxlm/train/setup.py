@@ -17,14 +17,17 @@ from jax.sharding import Mesh
 from jaxlm.config import RunConfig
 from jaxlm.core.types import Params
 from jaxlm.evaluate import EvalStep, make_eval_step
-from jaxlm.loss import batch_loss
+from jaxlm.loss import LossSums, batch_loss
+from jaxlm.model.balance import balance
 from jaxlm.model.transformer import Model
 from jaxlm.optim.build import eval_params, make_optimizer
 from jaxlm.optim.hparams import hparams
 from jaxlm.optim.schedule import learning_rate_scale
+from jaxlm.sharding.by_layers import by_layers
+from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
-from jaxlm.sharding.rules import RULES
-from jaxlm.train.state import TrainState, make_init, state_shardings
+from jaxlm.sharding.rules import Rules, rules_of
+from jaxlm.train.state import TrainState, make_init, on_device, state_shardings
 from jaxlm.train.step import Step, jit_train_step, make_train_step
 
 
@@ -34,6 +37,7 @@ class Trainer:
 
     model: Model
     mesh: Mesh
+    rules: Rules  # the mesh's strategy
     abstract_state: TrainState  # shapes, dtypes and shardings
     init: Callable[[jax.Array], TrainState]
     step: Step
@@ -63,31 +67,47 @@ def build_trainer(
     Raises ConfigError when the config does not fit the devices.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    model = Model(config.model)
-    optimizer = make_optimizer(config.optim, model.axes())
+    model = Model(config.model, config.mesh)
+    optimizer = make_optimizer(config.optim, model.axes(), by_layers)
     unused_rows = config.model.vocab_size - len(bytes_per_token_V)
     init = make_init(model, optimizer, hparams(config.optim, config.train.num_steps))
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = state_shardings(model, shapes, mesh)
+    shardings = state_shardings(model, shapes, mesh, config.train.offload_optimizer)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     loss_fn = partial(batch_loss, model)
     lr_scale = partial(learning_rate_scale, config.optim.schedule)
-    step = make_train_step(loss_fn, optimizer, lr_scale, config.train.num_micro_batches)
+    step = make_train_step(
+        loss_fn,
+        optimizer,
+        lr_scale,
+        config.train.num_micro_batches,
+        partial(LossSums.zeros, config.model),
+        partial(balance, config.model),
+    )
+
+    def averaged(state: TrainState) -> Params:
+        opt_state = on_device(state.opt_state, shardings.opt_state)
+        return eval_params(config.optim, opt_state, state.params)
+
     return Trainer(
         model=model,
         mesh=mesh,
+        rules=rules_of(config.mesh),
         abstract_state=abstract,
         init=jax.jit(init, out_shardings=shardings),
         step=jit_train_step(step, mesh, shardings),
-        eval_params=lambda state: eval_params(config.optim, state.opt_state, state.params),
+        eval_params=averaged,
         eval_step=make_eval_step(model, np.pad(bytes_per_token_V, (0, unused_rows))),
     )
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Where model code is traced: gives its logical axis names their meaning."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+def on_mesh(mesh: Mesh, rules: Rules | None = None) -> Iterator[None]:
+    """Where model code is traced: gives its logical axis names their meaning.
+
+    rules: None means the default strategy; any other gives the same results.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules or rules_of(MeshConfig())):
         yield

@@ -14,6 +14,7 @@ from jaxlm.model.transformer import Model
 from jaxlm.sharding.rules import shardings
 
 Hparams = dict[str, jax.Array]  # f32 scalars: runtime inputs, so changing one recompiles nothing
+HOST = "pinned_host"  # memory that accelerators read and write by themselves
 Optimizer = Callable[[Hparams, jax.Array], optax.GradientTransformation]
 
 
@@ -40,11 +41,14 @@ def make_init(
     return init
 
 
-def state_shardings(model: Model, state: TrainState, mesh: Mesh) -> Any:
+def state_shardings(model: Model, state: TrainState, mesh: Mesh, is_offloaded: bool = False) -> Any:
     """Where each leaf lives: a TrainState of NamedShardings.  `state` may be abstract.
 
-    An optimizer's moment has its parameter's path as the end of its own, and its shape; it is
-    split like the parameter.  Whatever has no such twin (counters, factored moments) is replicated.
+    is_offloaded:  the optimizer's arrays rest in the hosts' memory; its counters do not
+
+    An optimizer's moment has its parameter's path as the end of its own, and its shape, of which a
+    factored moment has 1 in the place of some dimensions; it is split like the parameter in the
+    others.  Whatever has no such twin (counters) is replicated.
     """
     replicated: Any = NamedSharding(mesh, PartitionSpec())
     params = shardings(model.axes(), mesh)
@@ -57,14 +61,29 @@ def state_shardings(model: Model, state: TrainState, mesh: Mesh) -> Any:
 
     def moment(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
         for start in range(len(path)):
-            shape, sharding = twins.get(path[start:], (None, None))
-            if shape == leaf.shape:
-                return sharding
+            shape, sharding = twins.get(path[start:], ((), replicated))
+            kept = [dim == size for dim, size in zip(leaf.shape, shape, strict=False)]
+            if len(shape) == leaf.ndim > 0 and all(map(max, kept, [d == 1 for d in leaf.shape])):
+                axes = zip(kept, (*sharding.spec, *[None] * leaf.ndim), strict=False)
+                return NamedSharding(
+                    mesh, PartitionSpec(*[a if keep else None for keep, a in axes])
+                )
         return replicated
+
+    def placed(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
+        sharding = moment(path, leaf)
+        return sharding.with_memory_kind(HOST) if is_offloaded and leaf.ndim > 0 else sharding
 
     return TrainState(
         step=replicated,
         params=params,
-        opt_state=jax.tree_util.tree_map_with_path(moment, state.opt_state),
+        opt_state=jax.tree_util.tree_map_with_path(placed, state.opt_state),
         hparams=jax.tree.map(lambda _: replicated, state.hparams),
     )
+
+
+def on_device(opt_state: optax.OptState, shardings: Any) -> optax.OptState:
+    """The optimizer's state where the devices can compute with it; as it is, if it is there."""
+    is_offloaded = lambda s: s.memory_kind == HOST
+    fetch = lambda x, s: jax.device_put(x, s.with_memory_kind("device")) if is_offloaded(s) else x
+    return jax.tree.map(fetch, opt_state, shardings)

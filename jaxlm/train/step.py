@@ -14,20 +14,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.core.types import Batch, Metrics, Params
 from jaxlm.loss import LossSums
+from jaxlm.nn.router import Routing
 from jaxlm.optim.apply import apply_update
 from jaxlm.sharding.rules import ROWS
-from jaxlm.train.state import Hparams, Optimizer, TrainState
+from jaxlm.train.compiler import compiler_options
+from jaxlm.train.state import Hparams, Optimizer, TrainState, on_device
 
 LossFn = Callable[[Params, Batch, jax.Array], LossSums]
 Schedule = Callable[[jax.Array, Hparams], jax.Array]  # share of the peak learning rate
 Gradient = tuple[Params, LossSums]
+Balance = Callable[[Params, Routing, jax.Array], tuple[Params, Metrics]]  # of the routers
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: Optimizer, lr_scale: Schedule, num_micro_batches: int = 1
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    lr_scale: Schedule,
+    num_micro_batches: int = 1,
+    zero_sums: Callable[[], LossSums] = lambda: LossSums(*jnp.zeros(5)),
+    balance: Balance | None = None,
 ) -> Step:
     """The update as a pure function.
+
+    zero_sums:  makes what loss_fn returns, of no batch; the default is a dense model's
+    balance:    of a model with experts: (params, routing, applied) -> params and metrics
 
     The tokens of the whole batch are counted first, so that every micro-batch's gradient is
     divided by the same number and their sum is the gradient of the batch's mean.
@@ -42,7 +53,7 @@ def make_train_step(
             return sums.loss / num_tokens, sums
 
         gradient = partial(jax.grad(objective, has_aux=True), state.params)
-        zeros = jax.tree.map(jnp.zeros_like, state.params), LossSums.zeros()
+        zeros = jax.tree.map(jnp.zeros_like, state.params), zero_sums()
         grads, sums = _accumulate(gradient, zeros, batch, num_micro_batches)
 
         params, opt_state, metrics = apply_update(
@@ -59,6 +70,9 @@ def make_train_step(
             "train/tokens": sums.tokens,
             "optim/lr": state.hparams["peak_lr"] * lr_scale(state.step, state.hparams),
         }
+        if balance is not None and sums.routing is not None:
+            params, routers = balance(params, sums.routing, metrics["update/applied"])
+            metrics |= routers
         return TrainState(state.step + 1, params, opt_state, state.hparams), metrics
 
     return step
@@ -84,9 +98,15 @@ def _accumulate(
 def jit_train_step(step: Step, mesh: Mesh, shardings: Any) -> Step:
     """Compiles the step for a mesh: shardings in and out, the old state's memory reused."""
     replicated = NamedSharding(mesh, PartitionSpec())
+
+    def fetched(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        opt_state = on_device(state.opt_state, shardings.opt_state)
+        return step(state._replace(opt_state=opt_state), batch)
+
     return jax.jit(
-        step,
+        fetched,
         in_shardings=(shardings, NamedSharding(mesh, ROWS)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )

@@ -63,9 +63,9 @@ def attention(
     distance = q_offset - k_offset
     chip = chip or running_chip() or running_gpu()
     can_skip = xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=distance)
-    impl = choose(impl, _why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH), q_BTNH.shape[1], can_skip)
+    impl = choose(impl, why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH), q_BTNH.shape[1], can_skip)
     if impl == "pallas":
-        kernels = _kernels(chip)
+        kernels = kernels_of(chip)
         options = kernels.Options(Mask(causal, window), scale, softcap, chip or "", False)
         out, lse = kernels.attention(
             q_BTNH, k_BSKH, v_BSKH, sinks_N, segment_ids, q_offset, k_offset, logit_bound, options
@@ -93,7 +93,7 @@ def choose(impl: Impl, why_not_pallas: str | None, num_queries: int, can_skip: b
     return "xla" if can_skip else "reference"
 
 
-def _kernels(chip: str | None) -> Any:
+def kernels_of(chip: str | None) -> Any:
     """The module, imported here: Pallas takes half a second to import."""
     if chip in GPUS:
         from pallas_kernels.attention import gpu
@@ -104,7 +104,7 @@ def _kernels(chip: str | None) -> Any:
     return tpu
 
 
-def _why_not_pallas(
+def why_not_pallas(
     chip: str | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
 ) -> str | None:
     """Why the kernel cannot run here; None if it can."""

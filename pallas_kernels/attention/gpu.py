@@ -54,11 +54,35 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """(out (B, T, N, V) in q's dtype, lse (B, N, T) in f32 and nats); logit_bound is not used."""
     del logit_bound
+    inputs = _inputs(segment_ids, q_start, k_start, len(q_BTNH))
+    return _attention(options, q_BTNH, k_BSKH, v_BSKV, sinks_N, inputs)
+
+
+def gradients(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKV: jax.Array,
+    out_BTNV: jax.Array,
+    lse_BNT: jax.Array,
+    d_out_BTNV: jax.Array,
+    segment_ids: tuple[jax.Array, jax.Array] | None,
+    q_start: Start,
+    k_start: Start,
+    options: Options,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq, dk, dv) by a part of the keys that made out and lse: see parts.py."""
+    inputs = _inputs(segment_ids, q_start, k_start, len(q_BTNH))
+    residuals = q_BTNH, k_BSKH, v_BSKV, None, inputs, out_BTNV, lse_BNT
+    return _attention_bwd(options, residuals, (d_out_BTNV, jnp.zeros_like(lse_BNT)))[:3]
+
+
+def _inputs(
+    segment_ids: tuple[jax.Array, jax.Array] | None, q_start: Start, k_start: Start, B: int
+) -> Inputs:
     distance_B = jnp.reshape(jnp.asarray(q_start - k_start, jnp.int32), -1)
     if segment_ids is not None:
-        distance_B = jnp.broadcast_to(distance_B, q_BTNH.shape[:1])
-    inputs = Inputs(distance_B, *(segment_ids or (None, None)))
-    return _attention(options, q_BTNH, k_BSKH, v_BSKV, sinks_N, inputs)
+        distance_B = jnp.broadcast_to(distance_B, (B,))
+    return Inputs(distance_B, *(segment_ids or (None, None)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -60,6 +60,34 @@ def attention(
     return heads_first(out_BNTH), lse_BNT
 
 
+def gradients(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    out_BTNH: jax.Array,
+    lse_BNT: jax.Array,
+    d_out_BTNH: jax.Array,
+    segment_ids: tuple[jax.Array, jax.Array] | None,
+    q_start: Start,
+    k_start: Start,
+    options: Options,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq, dk, dv) by a part of the keys that made out and lse: see parts.py."""
+    heads_first = lambda x: jnp.swapaxes(x, 1, 2)
+    q_BNTH, k_BKSH, v_BKSH, out_BNTH, d_out_BNTH = map(
+        heads_first, (q_BTNH, k_BSKH, v_BSKH, out_BTNH, d_out_BTNH)
+    )
+    *found, _ = tpu_backward.backward(
+        *(q_BNTH, k_BKSH, v_BKSH, out_BNTH, lse_BNT, d_out_BNTH, None),
+        segment_ids=segment_ids,
+        q_start=q_start,
+        k_start=k_start,
+        **options._asdict(),
+    )
+    dq_BTNH, dk_BSKH, dv_BSKH = map(heads_first, found)
+    return dq_BTNH, dk_BSKH, dv_BSKH
+
+
 def _unless_zero(start: Start) -> jax.Array | None:
     """None for a start known to be 0: kernels then place the diagonal at compile time."""
     return None if isinstance(start, int) and start == 0 else jnp.asarray(start, jnp.int32)

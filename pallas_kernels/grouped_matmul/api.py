@@ -31,7 +31,7 @@ def grouped_matmul(
     x_RD:     bf16 or f32, the rows of group 0 first, then those of group 1, ...
     w_EDF:    in the dtype of x
     sizes_E:  int, rows of each group; may be 0.  Their sum is at most R: rows beyond give zeros
-    impl:     "reference" is the definition, "xla" is lax.ragged_dot; "auto" is "pallas" on a TPU,
+    impl:     "reference" is the definition, "xla" has no kernel; "auto" is "pallas" on a TPU,
               else "xla"
     chip:     a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
 
@@ -45,7 +45,7 @@ def grouped_matmul(
      [ 0.  0.]]
     """
     _check(x_RD, w_EDF, sizes_E)
-    how = _choose(impl, chip)
+    how = choose(impl, chip)
     if how == "reference":
         return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
     if how == "xla":
@@ -75,8 +75,8 @@ def _backward(chip, saved, dy_RF):
 _by_kernel.defvjp(_forward, _backward)
 
 
-def _choose(impl: Impl, chip: str | None) -> str:
-    """ "reference", "xla", or the chip whose kernel runs."""
+def choose(impl: Impl, chip: str | None) -> str:
+    """ "reference", "xla", or the chip whose kernel runs.  Raises ValueError as grouped_matmul."""
     if impl not in IMPLS:
         raise ValueError(f"unknown grouped matmul impl {impl!r}; allowed: {', '.join(IMPLS)}")
     if chip is not None and chip not in CHIPS:

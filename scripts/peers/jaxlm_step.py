@@ -18,7 +18,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "tiny_decoder.gin"
 keep_freed_memory()  # as every jaxlm command does
 trainer, state, batch = set_up(load([str(CONFIG)], sys.argv[1:]))
 ends = []
-with on_mesh(trainer.mesh):
+with on_mesh(trainer.mesh, trainer.rules):
     for _ in range(12):
         state, metrics = trainer.step(state, batch)
         jax.device_get(metrics)

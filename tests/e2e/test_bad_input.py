@@ -115,8 +115,8 @@ def truncated_zst() -> None:
     cut("text/more.jsonl.zst")()
 
 
-def set_(binding: str) -> str:
-    return f"{TRAIN} --set {shlex.quote(binding)}"
+def set_(*bindings: str) -> str:
+    return " ".join([TRAIN, *(f"--set {shlex.quote(binding)}" for binding in bindings)])
 
 
 CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
@@ -126,9 +126,15 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "out of range": (None, set_("OptimConfig.peak_lr = -1"), "must be > 0, got -1"),
     "heads": (None, set_("ModelConfig.num_heads = 3"), "a multiple of num_heads=3"),
     "kv heads": (None, set_("ModelConfig.num_kv_heads = 3"), "a divisor of num_heads=2, got 3"),
-    "batch and mesh": (None, set_("DataConfig.batch_size = 12"), "not divisible by the mesh's data x fsdp = 8 x 1"),
+    "batch and mesh": (None, set_("DataConfig.batch_size = 12"), "not divisible by MeshConfig.data=8"),
     "mesh and devices": (None, set_("MeshConfig.data = 3"), "needs 3 devices, found 8; set one axis to -1"),
     "mesh and width": (None, set_("MeshConfig.model = 8"), "num_heads=2 is not divisible by MeshConfig.model=8"),
+    "mesh and layers": (None, set_("MeshConfig.pipeline = 2"), "num_layers=1 is not divisible by MeshConfig.pipeline=2 x pipeline_repeats=1"),
+    "queue": (None, set_("MeshConfig.pipeline = 2", "MeshConfig.pipeline_micro_batches = 1"), "pipeline_micro_batches must be at least MeshConfig.pipeline=2"),
+    "queue and rows": (None, set_("ModelConfig.num_layers = 2", "MeshConfig.pipeline = 2", "MeshConfig.pipeline_micro_batches = 4"), "8 rows on 4 groups of devices"),
+    "context and chunks": (None, set_("MeshConfig.data = 1", "MeshConfig.context = 8", "DataConfig.seq_len = 40"), "seq_len=40 is not divisible by twice MeshConfig.context=8"),
+    "context and heads": (None, set_("MeshConfig.context = 4", "MeshConfig.context_attention = 'ulysses'"), "num_heads=2 is not divisible by MeshConfig.context=4"),
+    "way of attention": (None, set_("MeshConfig.context_attention = 'rings'"), "ulysses"),
     "kernel": (None, set_("ModelConfig.attention_impl = 'pallas'"), "cannot run: the mesh is of cpu devices"),
     "warmup": (None, set_("OptimConfig.warmup_steps = 9"), "below TrainConfig.num_steps=4, got 9"),
     "group": (

@@ -17,6 +17,7 @@ import autograd.numpy as np
 
 from jaxlm.model.config import ModelConfig
 from tests.reference.attention import attention
+from tests.reference.experts import Routed, mixture, router_losses
 
 # --- rotary position embedding ---------------------------------------------------------------
 
@@ -137,7 +138,9 @@ def self_attention(x_TD, p: dict[str, Any], c: ModelConfig, window: int | None) 
 
 def layer_params(params: dict[str, Any], i: int, c: ModelConfig) -> dict[str, Any]:
     """Parameters of layer i: every layer of the pattern's period is stacked over the periods."""
-    period = len(c.layer_pattern)
+    period, stack = len(c.layer_pattern), "dense_layers"
+    if i >= c.num_dense_layers:
+        i, stack = i - c.num_dense_layers, "layers"
 
     def is_dict(p):
         return hasattr(p, "items")  # autograd's dicts are no `dict`
@@ -145,18 +148,27 @@ def layer_params(params: dict[str, Any], i: int, c: ModelConfig) -> dict[str, An
     def pick(p):
         return {k: pick(v) for k, v in p.items()} if is_dict(p) else p[i // period]
 
-    return pick(params["layers"][f"block_{i % period}"])
+    return pick(params[stack][f"block_{i % period}"])
 
 
-def document_logits(params: dict[str, Any], tokens_T, c: ModelConfig) -> Any:
-    """Logits (T, V) of one document that stands alone."""
+def document_logits(
+    params: dict[str, Any], tokens_T, c: ModelConfig, routed: list[Routed] | None = None
+) -> Any:
+    """Logits (T, V) of one document that stands alone; what its routers did goes to `routed`."""
     x_TD = np.array([params["embed"]["table"][token] for token in tokens_T])
     for i in range(c.num_layers):
         p = layer_params(params, i, c)
         window = c.window if c.layer_pattern[i % len(c.layer_pattern)] == "local" else None
         h_TD = rms_norm(x_TD, p["attention_norm"]["scale"], c.norm_eps)
         x_TD = x_TD + self_attention(h_TD, p["attention"], c, window)
-        x_TD = x_TD + mlp(rms_norm(x_TD, p["mlp_norm"]["scale"], c.norm_eps), p["mlp"], c)
+        h_TD = rms_norm(x_TD, p["mlp_norm"]["scale"], c.norm_eps)
+        if "moe" in p:
+            y_TD, did = mixture(h_TD, p["moe"], c, mlp)
+            x_TD = x_TD + y_TD
+            if routed is not None:
+                routed.append(did)
+        else:
+            x_TD = x_TD + mlp(h_TD, p["mlp"], c)
     x_TD = rms_norm(x_TD, params["final_norm"]["scale"], c.norm_eps)
     table_VD = params["embed" if c.tied_embeddings else "output"]["table"]
     logits_TV = x_TD @ table_VD.T
@@ -175,6 +187,7 @@ class Sums(NamedTuple):
     z_squares: Any
     correct: Any
     tokens: Any
+    routers: Any = 0.0  # their weighted losses
 
 
 def documents(segment_ids_BT) -> Iterator[tuple[int, slice]]:
@@ -191,8 +204,10 @@ def documents(segment_ids_BT) -> Iterator[tuple[int, slice]]:
 def loss_sums(params: dict[str, Any], batch: dict[str, Any], c: ModelConfig) -> Sums:
     """The sums of jaxlm/loss.py, document by document and position by position."""
     nats = z_squares = correct = 0.0
+    routed: list[list[list[Routed]]] = [[] for _ in batch["tokens"]]
     for b, where in documents(batch["segment_ids"]):
-        logits_TV = document_logits(params, batch["tokens"][b, where], c)
+        routed[b].append([])
+        logits_TV = document_logits(params, batch["tokens"][b, where], c, routed[b][-1])
         rows = zip(
             logits_TV,
             batch["targets"][b, where],
@@ -205,16 +220,17 @@ def loss_sums(params: dict[str, Any], batch: dict[str, Any], c: ModelConfig) -> 
             nats = nats + weight * (log_normaliser - logits_V[target])
             z_squares = z_squares + weight * log_normaliser**2
             correct = correct + weight * (np.argmax(logits_V) == target)
-    return Sums(nats, z_squares, correct, float(np.sum(batch["weights"])))
+    tokens = float(np.sum(batch["weights"]))
+    return Sums(nats, z_squares, correct, tokens, router_losses(routed, c))
 
 
 def loss_and_grads(
     params: dict[str, Any], batch: dict[str, Any], c: ModelConfig, z_loss: float = 0.0
 ) -> tuple[float, dict[str, Any]]:
-    """nats + z_loss * z_squares, summed over the batch, and its gradient for every parameter."""
+    """nats + z_loss * z_squares + the routers', summed over the batch, and its gradient."""
 
     def objective(p: dict[str, Any]) -> Any:
         sums = loss_sums(p, batch, c)
-        return sums.nats + z_loss * sums.z_squares
+        return sums.nats + z_loss * sums.z_squares + sums.routers
 
     return autograd.value_and_grad(objective)(params)

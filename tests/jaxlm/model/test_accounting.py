@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.model.accounting import forward_flops_per_token, mean_keys, num_params
+from jaxlm.model.accounting import (
+    forward_flops_per_token,
+    mean_keys,
+    num_active_params,
+    num_params,
+)
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Model
 
@@ -19,6 +24,14 @@ VARIANTS = {
     "grouped": {"num_kv_heads": 2, "head_dim": 10},
     "multi_query_gelu": {"num_kv_heads": 1, "activation": "gelu"},
     "norms_sinks": {"qk_norm": True, "attention_sinks": True},
+    "experts": {"num_experts": 5, "experts_per_token": 3, "expert_ffn_dim": 7},
+    "shared_after_dense": {
+        "num_experts": 4,
+        "num_shared_experts": 2,
+        "num_dense_layers": 1,
+        "router_bias_rate": 0.1,
+        "activation": "relu2",
+    },
     "pattern": {"layer_pattern": ("local", "full"), "window": 3, "activation": "relu2"},
 }
 
@@ -70,3 +83,21 @@ def test_train_flops_of_a_hand_counted_model():
         "mlp": 2 * 2 * 2 * 3,
         "logits": 2 * 2 * 5,
     }
+
+
+def test_active_parameters_are_those_of_a_model_with_only_the_experts_of_a_token():
+    config = dataclasses.replace(BASE, num_experts=9, experts_per_token=2, num_shared_experts=1)
+    smaller = dataclasses.replace(config, num_experts=2)
+    routers = 7 * BASE.embed_dim * BASE.num_layers
+    assert num_active_params(config) == sum(num_params(smaller).values()) + routers
+    assert num_active_params(BASE) == sum(num_params(BASE).values())
+
+
+def test_experts_cost_the_flops_of_the_mlp_that_a_token_meets():
+    """Two routed and one shared expert are as one dense MLP of three times the width."""
+    sparse = dataclasses.replace(BASE, num_experts=9, experts_per_token=2, num_shared_experts=1)
+    dense = dataclasses.replace(BASE, ffn_dim=3 * BASE.ffn_dim)
+    flops = forward_flops_per_token(sparse, 8)
+    assert flops["mlp"] == 0
+    assert flops["experts"] == forward_flops_per_token(dense, 8)["mlp"]
+    assert flops["routers"] == 2 * BASE.num_layers * BASE.embed_dim * 9

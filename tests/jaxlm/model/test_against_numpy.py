@@ -79,6 +79,17 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "gelu_and_ntk": {"activation": "gelu", "rope_scaling": "ntk", "rope_factor": 3.0},
 }
+EXPERTS = {"num_experts": 5, "expert_ffn_dim": 7, "router_balance_loss": 0.3, "router_z_loss": 0.2}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "top_1": EXPERTS | {"experts_per_token": 1, "router_normalized": False},
+    "top_2_shared_after_dense": EXPERTS | {"num_shared_experts": 2, "num_dense_layers": 1},
+    "all_relu2": EXPERTS | {"experts_per_token": 5, "activation": "relu2"},
+    "sigmoid_bias": EXPERTS
+    | {"experts_per_token": 3, "router_score": "sigmoid", "router_bias_rate": 0.1}
+    | {"router_scale": 2.5, "activation": "geglu"},
+    "softmax_bias_unnormalised": EXPERTS
+    | {"router_normalized": False, "router_bias_rate": 0.1, "expert_impl": "reference"},
+}
 # Parts of EVERYTHING, one at a time: to find out which one it is when EVERYTHING fails.
 SINGLE_SWITCHES: dict[str, dict[str, Any]] = {
     "grouped_query": {"num_kv_heads": 2},
@@ -118,6 +129,11 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "window": 14,
         "num_kv_heads": 2,
     },
+    "everything_with_experts": EVERYTHING
+    | MIXTURES["sigmoid_bias"]
+    | {"num_layers": 6, "num_dense_layers": 2, "num_shared_experts": 1, "remat": "full"},
+    "experts_block_inputs_remat": EVERYTHING | EXPERTS | {"remat": "block_inputs"},
+    "experts_dots_remat": EVERYTHING | EXPERTS | {"remat": "dots", "experts_per_token": 4},
 }
 
 
@@ -143,9 +159,10 @@ def errors_against_numpy(c: ModelConfig, batch: dict[str, Any]) -> dict[str, flo
     sums, grads = sums_and_grads(c, params, batch)
     expected_sums = decoder.loss_sums(in_float64(params), batch, c)
     _, expected_grads = decoder.loss_and_grads(in_float64(params), batch, c, Z_LOSS)
-    errors = relative_errors(
-        {name: getattr(sums, name) for name in expected_sums._fields}, expected_sums._asdict()
-    )
+    expected = expected_sums._asdict()
+    routers = expected.pop("routers")
+    expected["loss"] = expected["nats"] + Z_LOSS * expected["z_squares"] + routers
+    errors = relative_errors({name: getattr(sums, name) for name in expected}, expected)
     errors["grads"] = relative_error(
         *(np.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (grads, expected_grads))
     )
@@ -163,7 +180,7 @@ def test_every_switch_by_itself_agrees_with_numpy(overrides):
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)
 
 
-@pytest.mark.parametrize("overrides", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize("overrides", (SWITCHES | MIXTURES).values(), ids=SWITCHES | MIXTURES)
 def test_every_switch_agrees_with_numpy(overrides):
     batch = packed_batch(PACKED, T=13, vocab=23)
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)

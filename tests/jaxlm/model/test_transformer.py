@@ -35,6 +35,14 @@ RICH = {
     "qk_norm": True,
 }
 
+EXPERTS = {
+    "num_layers": 6,
+    "num_dense_layers": 2,
+    "num_experts": 4,
+    "num_shared_experts": 1,
+    "router_bias_rate": 0.1,
+}
+
 
 def build(**overrides: Any) -> tuple[Model, Any]:
     sizes = {"num_layers": 2, "embed_dim": 8, "num_heads": 4, "head_dim": 4, "ffn_dim": 9}
@@ -114,7 +122,7 @@ def test_the_scan_over_depth_is_the_layers_one_after_another():
     for i in range(c.num_layers):
         of_layer = jax.tree.map(lambda p, i=i: p[i // 2], params["layers"][f"block_{i % 2}"])
         block = Block(c, c.layer_pattern[i % 2])
-        x, _ = quick(block.apply)({"params": of_layer}, x, Where(tables, None, None), None)
+        x, *_ = quick(block.apply)({"params": of_layer}, x, Where(tables, None, None), None)
     x = np.asarray(x)
     x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + c.norm_eps) * params["final_norm"]["scale"]
     assert relative_error(quick(model.apply)(params, tokens), x) < SAME
@@ -132,9 +140,13 @@ def continue_cached(model: Model, params: Any, tokens: np.ndarray, caches: Any, 
     return np.concatenate(outs, axis=1)
 
 
-@pytest.mark.parametrize("chunks", [[1] * 9, [4, 1, 1, 3], [2, 7]], ids=str)
-def test_cached_decoding_equals_the_full_forward_pass(chunks):
-    model, params = build(**RICH)
+@pytest.mark.parametrize(
+    ("chunks", "overrides"),
+    [([1] * 9, {}), ([4, 1, 1, 3], {}), ([2, 7], {}), ([4, 1, 1, 3], EXPERTS)],
+    ids=["one by one", "4 1 1 3", "2 7", "experts after dense layers"],
+)
+def test_cached_decoding_equals_the_full_forward_pass(chunks, overrides):
+    model, params = build(**(RICH | overrides))
     tokens = packed_batch([[9], [9]], T=9, vocab=VOCAB)["tokens"]
     # slots not written yet hold rubbish: nothing may look at them
     caches = jax.tree.map(lambda x: x + 100.0, model.init_cache(batch=2, num_slots=12))
@@ -169,7 +181,9 @@ def test_rows_of_the_cache_continue_at_their_own_positions():
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, RICH | {"tied_embeddings": False}], ids=["plain", "rich"]
+    "overrides",
+    [{}, RICH | {"tied_embeddings": False}, RICH | EXPERTS],
+    ids=["plain", "rich", "moe"],
 )
 def test_every_dimension_of_every_parameter_has_a_logical_axis(overrides):
     model, params = build(**overrides)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -38,15 +39,15 @@ def make_trainer():
     """(config, mesh sizes) -> Trainer on as many of the simulated devices as the mesh needs."""
 
     @functools.cache
-    def make(config=CONFIG, data=1, fsdp=1, model=1):
-        sizes = MeshConfig(data=data, fsdp=fsdp, model=model)
-        mesh = make_mesh(sizes, jax.devices()[: data * fsdp * model])
+    def make(config=CONFIG, data=1, **sizes):
+        num_devices = math.prod([data, *sizes.values()])
+        mesh = make_mesh(MeshConfig(data=data, **sizes), jax.devices()[:num_devices])
         return build_trainer(config, np.ones(320, np.int32), mesh)
 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_batch():
     """step -> packed rows with two segments and a padded tail, of unequal lengths."""
 

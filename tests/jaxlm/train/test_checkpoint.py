@@ -25,7 +25,7 @@ IDENTITY = Identity("config", "data")
 def saved(tmp_path, make_trainer, random_batch):
     """(folder, host copy of the state) after one update on a 4 x 2 mesh, saved as step 1."""
     trainer = make_trainer(fsdp=4, model=2)
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         state, _ = trainer.step(trainer.init(jax.random.key(0)), random_batch(0))
         checkpointer = Checkpointer(tmp_path, keep=2, identity=IDENTITY)
         checkpointer.save(1, state)

@@ -14,7 +14,7 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "model": 2}, {"data": 2, "fsdp":
 def run_steps(trainer, batches):
     """(losses, final state) of a fresh state."""
     losses = []
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         state = trainer.init(jax.random.key(0))
         for batch in batches:
             state, metrics = trainer.step(state, batch)
@@ -67,7 +67,7 @@ def test_accumulation_composes_with_a_mesh(make_trainer, random_batch):
 def test_a_non_finite_update_leaves_the_state_as_it_was(make_trainer, random_batch, poison):
     trainer, bad = make_trainer(), random_batch(1)
     bad["weights"][0, 0] = poison
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         state, _ = trainer.step(trainer.init(jax.random.key(0)), random_batch(0))
         before = jax.device_get(state)
         state, metrics = trainer.step(state, bad)
@@ -81,7 +81,7 @@ def test_a_non_finite_update_leaves_the_state_as_it_was(make_trainer, random_bat
 def test_other_scalars_recompile_nothing(make_trainer, random_batch):
     trainer = make_trainer()
     trainer.step.clear_cache()
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         state = trainer.init(jax.random.key(0))
         losses = []
         for peak_lr in (1e-3, 1e-2):
@@ -95,7 +95,7 @@ def test_other_scalars_recompile_nothing(make_trainer, random_batch):
 def test_a_batch_of_nothing_but_padding_changes_nothing_but_decay(make_trainer, random_batch):
     trainer, empty = make_trainer(changed("optim", weight_decay=0.0)), random_batch(0)
     empty["weights"] = np.zeros_like(empty["weights"])
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         state = trainer.init(jax.random.key(0))
         before = jax.device_get(state.params)
         state, metrics = trainer.step(state, empty)
@@ -108,7 +108,7 @@ def test_parameters_and_moments_are_split_as_the_rules_say(make_trainer):
     trainer = make_trainer(fsdp=4, model=2)
     state = trainer.abstract_state
     wq = state.params["layers"]["block_0"]["attention"]["wq"].sharding.spec
-    assert tuple(wq) == (None, "fsdp", "model", None)
+    assert tuple(wq) == ("pipeline", ("fsdp", "expert", "context"), "model", None)
     moments = [
         leaf.sharding.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)

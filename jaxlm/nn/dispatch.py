@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens to experts and back: rows sorted by expert, none dropped, by gathers in both directions.
+
+    assignment a = (token r, its choice k), a = r K + k
+    order_A  the assignments, those of expert 0 first;   place_A  its inverse
+
+Legend: R tokens  K experts of a token  A = R K assignments  E experts  D width
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Plan(NamedTuple):
+    """Assignments in the order of experts.  Those of no expert come last."""
+
+    order_A: jax.Array
+    place_A: jax.Array
+    sizes_E: jax.Array  # int32, assignments of each expert
+
+
+def make_plan(expert_RK: jax.Array, num_experts: int) -> Plan:
+    """expert_RK: int32 below E, or E for an assignment that no expert gets."""
+    expert_A = expert_RK.reshape(-1)
+    order_A = jnp.argsort(expert_A, stable=True).astype(jnp.int32)
+    place_A = inverse(order_A)
+    borders = jnp.arange(num_experts + 1)
+    # one comparison per border of experts: a bin count would be a scatter
+    stop_E = jnp.searchsorted(expert_A[order_A], borders, side="left").astype(jnp.int32)
+    return Plan(order_A, place_A, jnp.diff(stop_E))
+
+
+def inverse(order_A: jax.Array) -> jax.Array:
+    """The inverse of a permutation."""
+    index_A = jnp.arange(len(order_A), dtype=jnp.int32)
+    return jnp.zeros_like(order_A).at[order_A].set(index_A, unique_indices=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def spread(x_RD: jax.Array, plan: Plan, num_chosen: int) -> jax.Array:
+    """(A, D): the token of every assignment, in the order of experts."""
+    return x_RD[plan.order_A // num_chosen]
+
+
+def _spread_bwd(num_chosen: int, plan: Plan, dy_AD: jax.Array) -> tuple[jax.Array, None]:
+    """Every token's assignments, summed in f32: a gather where the transpose is a scatter."""
+    A, D = dy_AD.shape
+    dy_RKD = dy_AD[plan.place_A].reshape(A // num_chosen, num_chosen, D)
+    return jnp.sum(dy_RKD, axis=1, dtype=jnp.float32).astype(dy_AD.dtype), None
+
+
+spread.defvjp(lambda x, plan, k: (spread(x, plan, k), plan), _spread_bwd)
+
+
+@jax.custom_vjp
+def permuted(y_AD: jax.Array, order_A: jax.Array, place_A: jax.Array) -> jax.Array:
+    """y[order], where `place` is the inverse of `order`: so the gradient is a gather too."""
+    return y_AD[order_A]
+
+
+permuted.defvjp(
+    lambda y, order, place: (permuted(y, order, place), (order, place)),
+    lambda saved, dy: (dy[saved[1]], None, None),
+)
+
+
+def collect(y_AD: jax.Array, weight_RK: jax.Array, plan: Plan) -> jax.Array:
+    """(R, D) in y's dtype: the weighted sum of every token's experts, in f32."""
+    R, K = weight_RK.shape
+    y_RKD = permuted(y_AD, plan.place_A, plan.order_A).reshape(R, K, -1)
+    return jnp.sum(weight_RK[..., None] * y_RKD.astype(jnp.float32), axis=1).astype(y_AD.dtype)
