@@ -8,7 +8,9 @@ from jaxlm.core.checks import require
 
 Activation = Literal["swiglu", "geglu", "relu2", "gelu"]
 LayerKind = Literal["full", "local"]
-RematPolicy = Literal["none", "full", "dots", "block_inputs"]
+RematPolicy = Literal[
+    "none", "full", "dots", "block_inputs", "attention", "products", "products_but_up"
+]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3"]
 
 

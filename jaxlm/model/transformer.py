@@ -30,12 +30,19 @@ from jaxlm.nn.rope import rope_frequencies, rope_tables
 
 STREAM = ("batch", "seq", "embed")  # logical axes of the residual stream
 
+PRODUCTS = ("attention_qkv", "attention_kernel", "attention_out", "mlp_gate")  # names of values
+
 # What the backward pass finds stored, by name; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,  # everything stored: no wrapper at all
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block_inputs": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),
+    # the TPU kernel does not run twice; elsewhere as "full"
+    "attention": jax.checkpoint_policies.save_only_these_names("attention_kernel"),
+    # nothing that costs a product, but for attention where it has no kernel
+    "products": jax.checkpoint_policies.save_only_these_names(*PRODUCTS, "mlp_up"),
+    "products_but_up": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
 }
 
 
