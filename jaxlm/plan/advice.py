@@ -11,7 +11,7 @@ from jaxlm.model.config import RematPolicy
 from jaxlm.plan.analytic import Estimate, estimate
 from jaxlm.plan.answer import Plan
 from jaxlm.plan.chips import HOP_S
-from jaxlm.plan.topology import Topology
+from jaxlm.plan.topology import Topology, parse_topology, valid_shapes
 
 NUM_CHANGES = 3
 LEAST_GAIN = 0.01  # of the step; smaller ones are noise of a prediction
@@ -74,7 +74,8 @@ def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, Run
         if remat != model.remat:
             new = dataclasses.replace(model, remat=remat)
             yield f"ModelConfig.remat = {remat!r}", dataclasses.replace(config, model=new)
-    for count in (train.num_micro_batches * 2, train.num_micro_batches // 2):
+    for factor in (2.0, 4.0, 8.0, 0.5):
+        count = int(factor * train.num_micro_batches)
         if count and config.data.batch_size % count == 0:
             more = dataclasses.replace(train, num_micro_batches=count)
             what = f"TrainConfig.num_micro_batches = {count}"
@@ -87,31 +88,65 @@ def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, Run
             yield what, dataclasses.replace(config, mesh=dataclasses.replace(mesh, **new_sizes))
 
 
-def _tried(plan: Plan) -> list[tuple[str, Estimate]]:
-    found = []
-    for what, config in neighbours(plan.config, plan.topology):
+def _estimated(
+    found: Iterator[tuple[str, RunConfig]], topology: Topology
+) -> Iterator[tuple[str, RunConfig, Estimate]]:
+    """Those that divide over the topology."""
+    for what, config in found:
         try:
-            found.append((what, estimate(config, plan.topology)))
+            yield what, config, estimate(config, topology)
         except ConfigError:
             continue
-    return found
+
+
+def _tried(plan: Plan) -> list[tuple[str, Estimate]]:
+    singles = _estimated(neighbours(plan.config, plan.topology), plan.topology)
+    return [(what, found) for what, _, found in singles]
+
+
+def _pairs(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
+    """Single changes first, then two at a time."""
+    singles = list(neighbours(config, topology))
+    yield from singles
+    for first, changed in singles:
+        for second, both in neighbours(changed, topology):
+            if first.split(" = ")[0] < second.split(" = ")[0]:
+                yield f"{first}, {second}", both
 
 
 def _to_fit(plan: Plan) -> list[Change]:
-    """By what they cost in time.  Memory is scaled by what the compiler said of this config."""
+    """By what they cost in time: changes of the config, and the smallest slice that holds it.
+
+    Memory that arithmetic did not see, because the compiler counted more, is taken to stay.
+    """
     now, found = plan.estimate, []
-    beyond = plan.memory.total - now.memory.total  # what arithmetic did not see
-    for what, other in _tried(plan):
+    beyond = plan.memory.total - now.memory.total
+    for what, _, other in _estimated(_pairs(plan.config, plan.topology), plan.topology):
         total = other.memory.total + beyond
-        saved = plan.memory.total - total
         slower = other.work.slowest_s / now.work.slowest_s - 1
-        if saved > 0:
-            fits = total <= plan.capacity
-            verdict = "fits" if fits else "still too much"
-            effect = f"predicted {total / 2**30:,.1f} GiB, {verdict}; step {slower:+.0%}"
-            found.append((not fits, slower if fits else total, Change(what, effect, saved)))
-    found.sort(key=lambda one: one[:2])
-    return [change for _, _, change in found]
+        if total <= plan.capacity:
+            effect = f"predicted {total / 2**30:,.1f} GiB, fits; step {slower:+.0%}"
+            key = (what.count(" = "), slower)
+            found.append((key, Change(what, effect, plan.memory.total - total)))
+    found.sort(key=lambda one: one[0])
+    larger = _larger_slice(plan, beyond)
+    return [change for _, change in found[: NUM_CHANGES - len(larger)]] + larger
+
+
+def _larger_slice(plan: Plan, beyond: float) -> list[Change]:
+    """The smallest slice of the same chip on which the config fits as it is; none if none does."""
+    chip = plan.topology.chip
+    for shape in valid_shapes(chip):
+        topology = parse_topology(f"{chip.name}:{shape}")
+        if topology.num_devices <= plan.topology.num_devices:
+            continue
+        for _, _, other in _estimated(iter([("", plan.config)]), topology):
+            total = other.memory.total + beyond
+            if total <= plan.capacity:
+                effect = f"predicted {total / 2**30:,.1f} GiB, fits"
+                what = f"--topology {topology.name}, {topology.num_devices:,} devices"
+                return [Change(what, effect, plan.memory.total - total)]
+    return []
 
 
 def _faster(plan: Plan) -> Iterator[Change]:

@@ -6,6 +6,7 @@ the pairs that the mask shows (model/accounting.py); recomputed work is not amon
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from jaxlm.config import RunConfig
@@ -84,14 +85,23 @@ class Plan:
         return step_s * self.config.train.num_steps * self.topology.num_chips / 3600
 
 
-def make_plan(name: str, config: RunConfig, topology: Topology, progress: Progress | None) -> Plan:
-    """progress None: the analytic answer alone.  Raises ConfigError for what cannot be planned."""
+def make_plan(
+    name: str,
+    config: RunConfig,
+    topology: Topology,
+    progress: Progress | None,
+    save: Path | None = None,
+) -> Plan:
+    """progress None: the analytic answer alone.  save: where the executable is to be written.
+
+    Raises ConfigError for what cannot be planned.
+    """
     first = estimate(config, topology)
     plan = Plan(name, topology, config, first, first.memory, topology.chip.hbm_bytes, None, None)
     if progress is None:
         return plan
     try:
-        compiled = compile_step(config, topology, progress)
+        compiled = compile_step(config, topology, progress, save)
     except DoesNotFitError as error:
         return dataclasses.replace(
             plan, too_much=str(error), memory=_scaled(first.memory, error.needed)

@@ -116,6 +116,10 @@ def main(argv: list[str]) -> int:
         "compile_s": compile_s,
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    if request["save"]:
+        from jaxlm.plan.executable import save  # it imports this module
+
+        save(config, list(trainer.mesh.devices.flat), compiled, Path(request["save"]))
     with gzip.open(folder / "program.hlo.gz", "wt", encoding="utf-8", compresslevel=3) as f:
         f.write(text)
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

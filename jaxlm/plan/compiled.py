@@ -68,11 +68,17 @@ class Compiled:
     folder: Path
 
 
-def compile_step(config: RunConfig, topology: Topology, progress: Progress) -> Compiled:
-    """Raises DoesNotFitError, and ConfigError without a compiler or when it was killed."""
+def compile_step(
+    config: RunConfig, topology: Topology, progress: Progress, save: Path | None = None
+) -> Compiled:
+    """save: write the executable there, too, for which it is compiled again.
+
+    Raises DoesNotFitError, and ConfigError without a compiler or when it was killed.
+    """
     folder = cache_folder(config, topology)
-    if not (folder / "facts.json").exists() and not (folder / "failed.json").exists():
-        _compile(config, topology, folder, progress)
+    is_known = any((folder / name).exists() for name in ("facts.json", "failed.json"))
+    if not is_known or save is not None:
+        _compile(config, topology, folder, progress, save)
     if (folder / "failed.json").exists():
         failed = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
         raise DoesNotFitError(failed["needed"], failed["message"])
@@ -91,7 +97,7 @@ def fingerprint(config: RunConfig, topology: Topology) -> str:
     """sha256 of everything that the step's program depends on."""
     values = program_config(config)
     return content_id(
-        {"config": values, "topology": topology.name, "versions": versions(), "source": _source()}
+        {"config": values, "topology": topology.name, "versions": versions(), "source": source()}
     )
 
 
@@ -121,7 +127,7 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def _source() -> str:
+def source() -> str:
     """A digest of the code that is traced."""
     files = [ROOT / "jaxlm" / name for name in TRACED] + [ROOT / "pallas_kernels"]
     found = [f for path in files for f in ([path] if path.is_file() else path.rglob("*"))]
@@ -131,14 +137,17 @@ def _source() -> str:
     return digest.hexdigest()
 
 
-def _compile(config: RunConfig, topology: Topology, folder: Path, progress: Progress) -> None:
+def _compile(
+    config: RunConfig, topology: Topology, folder: Path, progress: Progress, save: Path | None
+) -> None:
     package, install = INSTALL[topology.chip.is_tpu]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(install)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
     try:
-        request = {"config": to_jsonable(config), "topology": topology.name}
+        saved = str(save.resolve()) if save else None
+        request = {"config": to_jsonable(config), "topology": topology.name, "save": saved}
         (part / "request.json").write_text(json.dumps(request), encoding="utf-8")
         error = _run_child(part, topology.name, progress)
         if error is not None:

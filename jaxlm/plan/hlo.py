@@ -74,7 +74,7 @@ class Op:
 
     @property
     def cycles(self) -> float | None:
-        """The compiler's own estimate for one core, where it made one."""
+        """The compiler's own estimate, its cores together, where it made one."""
         found = self.text("estimated_cycles")
         return float(found) if found and float(found) < 2**62 else None
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan as one screen of text, 80 columns wide.  Standard library only."""
 
+import textwrap
 from collections.abc import Iterator
 
 from jaxlm.model.accounting import num_params
@@ -14,17 +15,28 @@ BAR = 24
 
 def screen(plan: Plan, changes: list[Change], price: float | None) -> str:
     """All of it.  `changes` are what would help most."""
-    return "\n".join(
-        [*_head(plan), *_memory(plan), *_work(plan), *_time(plan, price), *_advice(plan, changes)]
+    lines = [
+        *_head(plan),
+        *_memory(plan),
+        *_work(plan),
+        *_time(plan, price),
+        *_advice(plan, changes),
+    ]
+    wrapped = (
+        textwrap.wrap(line, WIDTH, subsequent_indent="     ", drop_whitespace=True) or [""]
+        if len(line) > WIDTH
+        else [line.rstrip()]
+        for line in lines
     )
+    return "\n".join(line for some in wrapped for line in some)
 
 
 def _head(plan: Plan) -> Iterator[str]:
     e, count = plan.estimate, sum(num_params(plan.config.model).values())
     mesh = " x ".join(f"{name} {size}" for name, size in e.mesh.items() if size > 1) or "one device"
     devices = plan.topology.num_devices
-    how = "compiled for it" if plan.is_compiled else "analytic: by arithmetic alone"
-    yield f"{plan.name} on {plan.topology.name}: {devices} devices, {mesh}   ({how})"
+    how = "compiled" if plan.is_compiled else "analytic, by arithmetic"
+    yield f"{plan.name} on {plan.topology.name}: {devices} devices, {mesh} ({how})"
     yield (
         f"{count / 1e9:.2f} B parameters, {e.tokens_per_step:,} tokens per update"
         f" ({plan.tokens_per_device:,.0f} a device)"
@@ -35,7 +47,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     m, total = plan.memory, plan.memory.total
     verdict = "FITS" if plan.fits else f"DOES NOT FIT, {_gib(total - plan.capacity)} too much"
     yield ""
-    yield f"memory of a device    {_gib(total)} of {_gib(plan.capacity)}   {verdict}"
+    yield f"memory of a device  {_gib(total)} of {_gib(plan.capacity)}  {verdict}"
     rows = {
         "parameters": m.parameters,
         "optimizer state": m.optimizer_state,
