@@ -76,7 +76,7 @@ def stored_per_token(c: ModelConfig) -> float:
     D, F, H = c.embed_dim, c.ffn_dim, c.head_width
     heads, kv = c.num_heads * H, c.kv_heads * H
     wide = 2 if c.is_gated else 1
-    products = heads + 2 * kv + D + wide * F + D
+    products = heads + 2 * kv + D + wide * F  # nothing needs what the last one, down, gives
     norm_inputs = heads + kv if c.qk_norm else 0
     return {
         "full": D,
