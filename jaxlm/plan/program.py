@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compiled train step, read: its work, its traffic, its collectives, its predicted time."""
 
-import collections
 import dataclasses
-import functools
 import math
+from collections.abc import Callable
 
 from jaxlm.model.config import ModelConfig
 from jaxlm.plan.collectives import Collective, collective_of, mesh_axes
-from jaxlm.plan.hlo import Computation, Module, Op, parse
-from jaxlm.plan.kernels import kernel_call
+from jaxlm.plan.hlo import HBM, HOST, Module, Op, parse
+from jaxlm.plan.kernels import KernelCall, kernel_call
 from jaxlm.plan.network import Network
 from jaxlm.plan.products import product_flops
 from jaxlm.plan.timeline import Cost, step_time
@@ -99,6 +98,40 @@ def read(text: str, model: ModelConfig, mesh: dict[str, int], network: Network) 
     return _Reader(parse(text), model, mesh, network).reading()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One scheduled operation: how often it runs, and what one turn does."""
+
+    op: Op
+    times: float
+    cost: Cost
+    flops: float  # of XLA's products
+    call: KernelCall | None
+    collective: Collective | None
+    hbm_bytes: float
+    host_bytes: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all turns, if nothing ran beside it."""
+        return max(self.cost.busy, self.cost.network) * self.times
+
+    @property
+    def kind(self) -> str:
+        if self.collective is not None:
+            return "collectives"
+        if self.call is not None:
+            return "kernels"
+        if self.cost.is_async:
+            return "copies beside work"
+        return "matrix products" if self.flops else "elementwise and copies"
+
+    @property
+    def label(self) -> str:
+        """The operation's name and where in the model it comes from."""
+        return f"{self.op.name} {(self.op.text('op_name') or '')[-70:]}"
+
+
 class _Reader:
     def __init__(
         self, module: Module, model: ModelConfig, mesh: dict[str, int], network: Network
@@ -106,122 +139,113 @@ class _Reader:
         self.module, self.model, self.mesh, self.network = module, model, mesh, network
         self.chip = network.topology.chip
         self.traffic = Traffic(module)
-        self.cost = functools.cache(self._cost)
 
-    def _cost(self, name: str, op: Op) -> Cost:
-        """Of one operation, one turn."""
+    def row(self, name: str, op: Op) -> _Row:
+        """An operation of the computation `name`."""
         computation = self.module.computations[name]
         found = collective_of(self.module, computation, op)
-        if found is not None:
-            return Cost(network=self.network.seconds(found), is_async=found.is_async)
-        memory = self.traffic.of(computation, op) / self.chip.hbm_bandwidth
+        call = kernel_call(computation, op, self.model, self.chip.name)
+        flops = product_flops(self.module, computation, op)
+        moved = self.traffic.of(computation, op)
+        cost = self._cost(op, found, call, flops, moved)
+        host = self.traffic.host_bytes(op)
+        return _Row(op, self.module.times[name], cost, flops, call, found, moved, host)
+
+    def _cost(
+        self, op: Op, found: Collective | None, call: KernelCall | None, flops: float, moved: float
+    ) -> Cost:
+        chip = self.chip
+        memory = moved / chip.hbm_bandwidth
+        work = flops / (PRODUCT_SHARE[chip.name] * chip.peak_flops)
+        if found is not None:  # what it moves itself is part of its time
+            memory = memory if flops else 0.0
+            return Cost(work, memory, self.network.seconds(found), found.is_async)
         if op.kind in ("copy-start", "slice-start"):
             return Cost(memory=memory, is_async=True)
-        kernel = kernel_call(computation, op, self.model, self.chip.name)
-        if kernel is not None:
-            rate = kernel.rate or UNKNOWN_RATE
-            return Cost((kernel.flops or 0.0) / (rate * self.chip.peak_flops), memory)
-        flops = product_flops(self.module, computation, op)
-        if flops:
-            return Cost(flops / (PRODUCT_SHARE[self.chip.name] * self.chip.peak_flops), memory)
-        on_chip = sum(a.num_bytes for a in op.arrays if a.space == 1)
-        return Cost(
-            on_chip / ON_CHIP / self.chip.hbm_bandwidth if memory or op.cycles else 0.0, memory
-        )
+        if call is not None:
+            work = (call.flops or 0.0) / ((call.rate or UNKNOWN_RATE) * chip.peak_flops)
+        elif not flops and (memory or op.cycles):
+            on_chip = sum(a.num_bytes for a in op.arrays if a.space not in (HBM, HOST))
+            work = on_chip / ON_CHIP / chip.hbm_bandwidth
+        return Cost(work, memory)
 
     def reading(self) -> Reading:
         module = self.module
-        once, total, schedule, memory, hbm, host, cycles = (0.0,) * 7
-        kernels: dict[str, tuple[float, ...]] = collections.defaultdict(lambda: (0.0, 0.0, 0.0))
-        known: dict[str, bool] = {}
-        sums: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-        seconds: dict[str, float] = collections.defaultdict(float)
-        kinds: dict[str, float] = collections.defaultdict(float)
-        for name, times in module.times.items():
-            computation = module.computations[name]
-            for op in computation.ops:
-                if module.called_in_turn(op):
-                    continue
-                cost = self.cost(name, op)
-                flops = product_flops(module, computation, op)
-                cycles += (op.cycles or 0.0) * times
-                once, total = once + flops, total + flops * times
-                hbm += self.traffic.of(computation, op) * times
-                host += self.traffic.host_bytes(op) * times
-                memory += cost.memory * times
-                seconds[_label(op)] += max(cost.busy, cost.network) * times
-                call = kernel_call(computation, op, self.model, self.chip.name)
-                kinds[self._kind(op, flops, call is not None, cost)] += (
-                    max(cost.busy, cost.network) * times
-                )
-                if call is not None:
-                    add = (times, (call.flops or 0.0) * times, cost.busy * times)
-                    kernels[call.kernel] = tuple(
-                        a + b for a, b in zip(kernels[call.kernel], add, strict=True)
-                    )
-                    known[call.kernel] = call.flops is not None
-                if call is not None or flops:
-                    schedule += cost.work * times
-                self._collect(sums, computation, op, cost, times)
-        clock = step_time(module, self.cost)
-        sums_found = tuple(
-            CollectiveSum(kind, axes, int(n[0]), n[1], n[2], n[3], n[4])
-            for (kind, axes), n in sorted(sums.items())
-        )
-        kernel_flops = sum(k[1] for k in kernels.values())
+        rows = {
+            (name, op.name): self.row(name, op)
+            for name in module.times
+            for op in module.computations[name].ops
+            if not module.called_in_turn(op)
+        }
+        clock = step_time(module, lambda name, op: rows[name, op.name].cost)
+        every = list(rows.values())
+        total = lambda of: sum(of(row) * row.times for row in every)
+        flops = total(lambda row: row.flops)
+        kernels = _kernel_sums(every)
+        collectives = self._collective_sums(every)
+        by_label, by_kind = _added(every, lambda r: r.label), _added(every, lambda r: r.kind)
+        works = lambda row: row.cost.work if row.flops or row.call else 0.0
         return Reading(
-            product_flops=total,
-            product_flops_once=once,
-            kernels=tuple(
-                KernelSum(name, k[0], k[1] if known[name] else None, k[2])
-                for name, k in sorted(kernels.items())
-            ),
-            hbm_bytes=hbm,
-            host_bytes=host,
-            collectives=sums_found,
-            compute_s=(total + kernel_flops) / self.chip.peak_flops,
-            schedule_s=schedule,
-            memory_s=memory,
-            network_s=sum(c.seconds for c in sums_found),
+            product_flops=flops,
+            product_flops_once=sum(row.flops for row in every),
+            kernels=kernels,
+            hbm_bytes=total(lambda row: row.hbm_bytes),
+            host_bytes=total(lambda row: row.host_bytes),
+            collectives=collectives,
+            compute_s=(flops + sum(k.flops or 0.0 for k in kernels)) / self.chip.peak_flops,
+            schedule_s=total(works),
+            memory_s=total(lambda row: row.hbm_bytes) / self.chip.hbm_bandwidth,
+            network_s=sum(c.seconds for c in collectives),
             best_s=clock.now,
             exposed_s=clock.waited,
             stalled_s=clock.stalled,
-            cost_model_s=cycles / (self.chip.clock_hz or math.inf),
-            slowest=tuple(sorted(seconds.items(), key=lambda one: -one[1])[:NUM_SLOWEST]),
+            cost_model_s=total(lambda r: r.op.cycles or 0.0) / (self.chip.clock_hz or math.inf),
+            slowest=tuple(sorted(by_label.items(), key=lambda one: -one[1])[:NUM_SLOWEST]),
             unknown_loops=module.unknown_loops,
-            seconds_by_kind=dict(kinds),
+            seconds_by_kind=by_kind,
         )
 
-    def _collect(
-        self,
-        sums: dict[tuple[str, tuple[str, ...]], list[float]],
-        computation: Computation,
-        op: Op,
-        cost: Cost,
-        times: float,
-    ) -> None:
-        found: Collective | None = collective_of(self.module, computation, op)
-        if found is None:
-            return
-        key = found.kind, mesh_axes(found.group, self.mesh)
-        one = sums.setdefault(key, [0.0] * 5)
-        one[0] += 1.0
-        one[1] += times
-        one[2] += found.wire_bytes * times
-        one[3] += found.wire_bytes * times if found.is_async else 0.0
-        one[4] += cost.network * times
-
-    def _kind(self, op: Op, flops: float, is_kernel: bool, cost: Cost) -> str:
-        if cost.network:
-            return "collectives"
-        if is_kernel:
-            return "kernels"
-        if cost.is_async:
-            return "copies beside work"
-        return "matrix products" if flops else "elementwise and copies"
+    def _collective_sums(self, rows: list[_Row]) -> tuple[CollectiveSum, ...]:
+        groups: dict[tuple[str, tuple[str, ...]], list[tuple[_Row, Collective]]] = {}
+        for row in rows:
+            if (found := row.collective) is not None:
+                key = found.kind, mesh_axes(found.group, self.mesh)
+                groups.setdefault(key, []).append((row, found))
+        return tuple(
+            CollectiveSum(
+                kind=kind,
+                axes=axes,
+                num_text=len(group),
+                num_run=sum(row.times for row, _ in group),
+                wire_bytes=sum(c.wire_bytes * row.times for row, c in group),
+                async_bytes=sum(c.wire_bytes * row.times for row, c in group if c.is_async),
+                seconds=sum(row.cost.network * row.times for row, _ in group),
+            )
+            for (kind, axes), group in sorted(groups.items())
+        )
 
 
-def _label(op: Op) -> str:
-    """An operation's name and where in the model it comes from."""
-    path = op.text("op_name") or ""
-    return f"{op.name} {path[-70:]}"
+def _kernel_sums(rows: list[_Row]) -> tuple[KernelSum, ...]:
+    groups: dict[str, list[tuple[_Row, KernelCall]]] = {}
+    for row in rows:
+        if row.call is not None:
+            groups.setdefault(row.call.kernel, []).append((row, row.call))
+    return tuple(
+        KernelSum(
+            kernel=kernel,
+            num_run=sum(row.times for row, _ in group),
+            flops=sum((call.flops or 0.0) * row.times for row, call in group)
+            if all(call.flops is not None for _, call in group)
+            else None,
+            seconds=sum(row.seconds for row, _ in group),
+        )
+        for kernel, group in sorted(groups.items())
+    )
+
+
+def _added(rows: list[_Row], key: Callable[[_Row], str]) -> dict[str, float]:
+    """Seconds of all turns by a property of the operations."""
+    found: dict[str, float] = {}
+    for row in rows:
+        found[key(row)] = found.get(key(row), 0.0) + row.seconds
+    return found

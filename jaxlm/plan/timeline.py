@@ -96,6 +96,7 @@ def _advance(module: Module, name: str, op: Op, cost: Cost, clock: Clock) -> Non
     if cost.network and cost.is_async:
         clock.network = max(clock.now, clock.network) + cost.network
         clock.due[op.name] = clock.network, True
+        clock.now += cost.busy
     elif cost.network:
         start = max(clock.now, clock.network)
         clock.waited += start - clock.now + max(0.0, cost.network - cost.busy)
