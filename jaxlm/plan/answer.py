@@ -15,7 +15,7 @@ from jaxlm.model.accounting import num_params
 from jaxlm.plan.analytic import Estimate, Memory, estimate
 from jaxlm.plan.compiled import Compiled, DoesNotFitError, Progress, compile_step
 from jaxlm.plan.network import Network
-from jaxlm.plan.program import Reading, read
+from jaxlm.plan.program import CollectiveSum, Reading, read, read_collectives
 from jaxlm.plan.topology import Topology
 
 FORMULA = (
@@ -35,6 +35,7 @@ class Plan:
     capacity: float  # bytes of one device
     reading: Reading | None  # None: analytic only, or it does not fit, or a GPU
     facts: dict[str, Any] | None  # of the compiling process
+    collectives: tuple[CollectiveSum, ...] = ()  # of the program, also of a GPU's
     too_much: str | None = None  # what the compiler said when it did not fit
 
     @property
@@ -64,11 +65,22 @@ class Plan:
         return self.model_flops / self.executed_flops
 
     @property
-    def step_s(self) -> tuple[float, float | None, float]:
-        """(perfect overlap, best estimate, no overlap); no best estimate without a program."""
-        if self.reading is None:
-            return self.estimate.work.fastest_s, None, self.estimate.work.slowest_s
-        return self.reading.fastest_s, self.reading.best_s, self.reading.slowest_s
+    def step_s(self) -> tuple[float, float | None, float | None]:
+        """(perfect overlap, best estimate, no overlap).
+
+        No best estimate without a program, and of GPUs nothing but the bound: what their programs
+        take cannot be read from them here.
+        """
+        if self.reading is not None:
+            return self.reading.fastest_s, self.reading.best_s, self.reading.slowest_s
+        work = self.estimate.work
+        return work.fastest_s, None, work.slowest_s if self.topology.chip.is_tpu else None
+
+    @property
+    def middle_s(self) -> float | None:
+        """What days and costs are counted with: the best estimate, else the slowest."""
+        _, best, slowest = self.step_s
+        return best or slowest
 
     def mfu(self, step_s: float) -> float:
         return self.model_flops / step_s / self.topology.chip.peak_flops
@@ -81,7 +93,13 @@ class Plan:
     def total_tokens(self) -> int:
         return self.estimate.tokens_per_step * self.config.train.num_steps
 
+    @property
+    def days(self) -> float | None:
+        middle = self.middle_s
+        return None if middle is None else middle * self.config.train.num_steps / 86400
+
     def chip_hours(self, step_s: float) -> float:
+        """Of the whole run."""
         return step_s * self.config.train.num_steps * self.topology.num_chips / 3600
 
 
@@ -106,13 +124,16 @@ def make_plan(
         return dataclasses.replace(
             plan, too_much=str(error), memory=_scaled(first.memory, error.needed)
         )
-    reading = None
+    mesh, network = compiled.facts["mesh"], _network(topology, compiled)
+    reading, sent = None, read_collectives(compiled.text, mesh, network)
     if topology.chip.is_tpu:
-        reading = read(
-            compiled.text, config.model, compiled.facts["mesh"], _network(topology, compiled)
-        )
+        reading = read(compiled.text, config.model, mesh, network)
     return dataclasses.replace(
-        plan, reading=reading, facts=compiled.facts, memory=compiled_memory(compiled)
+        plan,
+        reading=reading,
+        collectives=sent,
+        facts=compiled.facts,
+        memory=compiled_memory(compiled),
     )
 
 
@@ -146,9 +167,10 @@ def _scaled(memory: Memory, needed: float | None) -> Memory:
 def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
     """All numbers of a plan, for machines; every time in it is predicted."""
     fastest, best, slowest = plan.step_s
-    middle = best or slowest
+    middle = plan.middle_s
+    hours = None if middle is None else plan.chip_hours(middle)
+    mfu = [None if s is None else plan.mfu(s) for s in plan.step_s]
     reading = dataclasses.asdict(plan.reading) if plan.reading else None
-    hours = plan.chip_hours(middle)
     return to_jsonable(
         {
             "config": plan.name,
@@ -168,15 +190,15 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
             "useful_frac": plan.useful_frac,
             "predicted": {
                 "step_s": {"perfect_overlap": fastest, "best": best, "no_overlap": slowest},
-                "mfu": {"perfect_overlap": plan.mfu(fastest), "best": best and plan.mfu(best),
-                        "no_overlap": plan.mfu(slowest)},
+                "mfu": {"perfect_overlap": mfu[0], "best": mfu[1], "no_overlap": mfu[2]},
                 "tokens_per_s": best and plan.tokens_per_s(best),
-                "days": middle * plan.config.train.num_steps / 86400,
+                "days": plan.days,
                 "chip_hours": hours,
-                "cost": None if price is None else hours * price,
+                "cost": None if price is None or hours is None else hours * price,
             },
             "analytic": dataclasses.asdict(plan.estimate),
             "program": reading,
+            "collectives": [dataclasses.asdict(c) for c in plan.collectives],
             "compiler": plan.facts,
             "error": plan.too_much,
         }

@@ -31,7 +31,7 @@ def _rows() -> Iterator[tuple[str, Callable[[Plan], float | None], str]]:
     )
     yield "predicted step, ms", lambda p: middle(p) * 1e3, "{:,.1f}"
     yield "  perfect overlap, ms", lambda p: p.step_s[0] * 1e3, "{:,.1f}"
-    yield "  no overlap, ms", lambda p: p.step_s[2] * 1e3, "{:,.1f}"
+    yield "  no overlap, ms", lambda p: p.step_s[2] and p.step_s[2] * 1e3, "{:,.1f}"
     yield "predicted MFU", lambda p: p.mfu(middle(p)), "{:.1%}"
     yield (
         "predicted tokens/s/chip",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxlm.plan.advice import Change, binds
 from jaxlm.plan.answer import FORMULA, Plan
+from jaxlm.plan.program import Reading
 from jaxlm.telemetry.page import page
 from jaxlm.telemetry.readable import duration, markup, number, percent
 
@@ -16,16 +17,16 @@ def plan_page(plan: Plan, changes: Sequence[Change], price: float | None) -> str
     """The whole document."""
     how = "compiled for it" if plan.is_compiled else "analytic: by arithmetic alone"
     mesh = " x ".join(f"{k} {n}" for k, n in plan.estimate.mesh.items() if n > 1)
-    _, best, slowest = plan.step_s
-    middle = best or slowest
-    cards = {
-        "predicted step": duration(middle) if middle >= 10 else f"{middle * 1e3:,.1f} ms",
-        "predicted MFU": percent(plan.mfu(middle)),
-        "predicted tokens/s": number(plan.tokens_per_s(middle)),
-        "predicted chip-hours": number(plan.chip_hours(middle), 4),
-    }
-    if price is not None:
-        cards["predicted cost"] = number(plan.chip_hours(middle) * price, 4)
+    cards = {}
+    if (middle := plan.middle_s) is not None:
+        cards = {
+            "predicted step": duration(middle) if middle >= 10 else f"{middle * 1e3:,.1f} ms",
+            "predicted MFU": percent(plan.mfu(middle)),
+            "predicted tokens/s": number(plan.tokens_per_s(middle)),
+            "predicted chip-hours": number(plan.chip_hours(middle), 4),
+        }
+        if price is not None:
+            cards["predicted cost"] = number(plan.chip_hours(middle) * price, 4)
     parts = [
         f"<h1>{markup(plan.name)} on {markup(plan.topology.name)}</h1>",
         f'<p class="mute">{markup(f"{plan.topology.num_devices} devices, {mesh}; {how}")}. All times'
@@ -61,9 +62,29 @@ def _memory(plan: Plan) -> list[tuple[str, float]]:
 
 
 def _program(plan: Plan) -> Iterable[str]:
-    reading = plan.reading
-    if reading is None:
+    if plan.reading is not None:
+        yield from _reading(plan, plan.reading)
+    if not plan.collectives:
         return
+    yield "<h2>Collectives</h2>"
+    head = ("kind", "mesh axes", "per update", "GB sent", "asynchronous", "ms alone")
+    yield _table(
+        head,
+        (
+            (
+                c.kind,
+                ", ".join(c.axes),
+                f"{c.num_run:,.0f}",
+                f"{c.wire_bytes / 1e9:,.3f}",
+                percent(c.async_bytes / c.wire_bytes) if c.wire_bytes else "-",
+                f"{c.seconds * 1e3:,.1f}",
+            )
+            for c in plan.collectives
+        ),
+    )
+
+
+def _reading(plan: Plan, reading: Reading) -> Iterable[str]:
     milliseconds = lambda s: f"{s * 1e3:,.1f} ms"
     yield "<h2>Where the predicted time goes</h2>"
     kinds = sorted(reading.seconds_by_kind.items(), key=lambda kind: -kind[1])
@@ -79,22 +100,6 @@ def _program(plan: Plan) -> Iterable[str]:
         f" {reading.exposed_bytes / 1e9:,.2f} GB in collectives that nothing hides",
     }
     yield _table(("what", "how much"), facts.items())
-    yield "<h2>Collectives</h2>"
-    head = ("kind", "mesh axes", "per update", "GB sent", "asynchronous", "ms alone")
-    yield _table(
-        head,
-        (
-            (
-                c.kind,
-                ", ".join(c.axes),
-                f"{c.num_run:,.0f}",
-                f"{c.wire_bytes / 1e9:,.3f}",
-                percent(c.async_bytes / c.wire_bytes) if c.wire_bytes else "-",
-                f"{c.seconds * 1e3:,.1f}",
-            )
-            for c in reading.collectives
-        ),
-    )
 
 
 def _cards(cards: dict[str, str]) -> str:

@@ -98,6 +98,41 @@ def read(text: str, model: ModelConfig, mesh: dict[str, int], network: Network) 
     return _Reader(parse(text), model, mesh, network).reading()
 
 
+def read_collectives(
+    text: str, mesh: dict[str, int], network: Network
+) -> tuple[CollectiveSum, ...]:
+    """The collectives alone, of any program; their seconds are those of the links at full speed."""
+    module = parse(text)
+    found = [
+        (collective, module.times[name], network.seconds(collective))
+        for name in module.times
+        for op in module.computations[name].ops
+        if (collective := collective_of(module, module.computations[name], op)) is not None
+    ]
+    return _collective_sums(found, mesh)
+
+
+def _collective_sums(
+    found: list[tuple[Collective, float, float]], mesh: dict[str, int]
+) -> tuple[CollectiveSum, ...]:
+    """By kind and mesh axes, of (collective, how often it runs, seconds of one)."""
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[Collective, float, float]]] = {}
+    for one in found:
+        groups.setdefault((one[0].kind, mesh_axes(one[0].group, mesh)), []).append(one)
+    return tuple(
+        CollectiveSum(
+            kind=kind,
+            axes=axes,
+            num_text=len(group),
+            num_run=sum(times for _, times, _ in group),
+            wire_bytes=sum(c.wire_bytes * times for c, times, _ in group),
+            async_bytes=sum(c.wire_bytes * times for c, times, _ in group if c.is_async),
+            seconds=sum(seconds * times for _, times, seconds in group),
+        )
+        for (kind, axes), group in sorted(groups.items())
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Row:
     """One scheduled operation: how often it runs, and what one turn does."""
@@ -182,7 +217,8 @@ class _Reader:
         total = lambda of: sum(of(row) * row.times for row in every)
         flops = total(lambda row: row.flops)
         kernels = _kernel_sums(every)
-        collectives = self._collective_sums(every)
+        sent = [(r.collective, r.times, r.cost.network) for r in every if r.collective is not None]
+        collectives = _collective_sums(sent, self.mesh)
         by_label, by_kind = _added(every, lambda r: r.label), _added(every, lambda r: r.kind)
         works = lambda row: row.cost.work if row.flops or row.call else 0.0
         return Reading(
@@ -203,25 +239,6 @@ class _Reader:
             slowest=tuple(sorted(by_label.items(), key=lambda one: -one[1])[:NUM_SLOWEST]),
             unknown_loops=module.unknown_loops,
             seconds_by_kind=by_kind,
-        )
-
-    def _collective_sums(self, rows: list[_Row]) -> tuple[CollectiveSum, ...]:
-        groups: dict[tuple[str, tuple[str, ...]], list[tuple[_Row, Collective]]] = {}
-        for row in rows:
-            if (found := row.collective) is not None:
-                key = found.kind, mesh_axes(found.group, self.mesh)
-                groups.setdefault(key, []).append((row, found))
-        return tuple(
-            CollectiveSum(
-                kind=kind,
-                axes=axes,
-                num_text=len(group),
-                num_run=sum(row.times for row, _ in group),
-                wire_bytes=sum(c.wire_bytes * row.times for row, c in group),
-                async_bytes=sum(c.wire_bytes * row.times for row, c in group if c.is_async),
-                seconds=sum(row.cost.network * row.times for row, _ in group),
-            )
-            for (kind, axes), group in sorted(groups.items())
         )
 
 

@@ -113,9 +113,8 @@ def search(
 
 
 def middle(plan: Plan) -> float:
-    """The best estimate, or where there is none the slowest."""
-    _, best, slowest = plan.step_s
-    return best or slowest
+    """What plans are ordered by: the best estimate, or the nearest to it that there is."""
+    return plan.middle_s or plan.step_s[0]
 
 
 def is_pareto(plan: Plan, others: list[Plan]) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from jaxlm.model.accounting import num_params
 from jaxlm.plan.advice import Change, binds
 from jaxlm.plan.answer import FORMULA, Plan
+from jaxlm.plan.program import Reading
 
 WIDTH = 80
 GIB = 2**30
 BAR = 24
+LEAST_SHARE = 1e-4  # of the bytes sent; smaller collectives are not listed
 
 
 def screen(plan: Plan, changes: list[Change], price: float | None) -> str:
@@ -69,25 +71,26 @@ def _work(plan: Plan) -> Iterator[str]:
         f"  model FLOPs {_flops(plan.model_flops)}, executed {_flops(plan.executed_flops)}"
         f": {plan.useful_frac:.1%} useful, {recomputed:.1%} extra"
     )
-    if reading is None:
-        if not plan.topology.chip.is_tpu:
-            return
+    if reading is None and plan.topology.chip.is_tpu:
         w = plan.estimate.work
         yield f"  HBM about {w.hbm_bytes / 1e9:,.0f} GB, wire about {w.wire_bytes / 1e9:,.1f} GB"
-        return
+    if reading is not None:
+        yield from _kernels(reading)
+    sent = sum(c.wire_bytes for c in plan.collectives)
+    for c in plan.collectives:
+        if c.wire_bytes > LEAST_SHARE * sent:
+            over = ",".join(c.axes) or "none"
+            yield (
+                f"  {c.kind:<18}{over:<12}{c.num_run:>7,.0f} x  {c.wire_bytes / 1e9:>8,.2f} GB"
+                f"  {c.seconds * 1e3:9,.1f} ms  {c.async_bytes / c.wire_bytes:.0%} async"
+            )
+
+
+def _kernels(reading: Reading) -> Iterator[str]:
     for k in reading.kernels:
         flops = "unknown" if k.flops is None else _flops(k.flops)
         yield f"  {k.kernel:<24}{k.num_run:>7,.0f} x  {flops:>10}  {k.seconds * 1e3:9,.1f} ms"
     yield f"  HBM {reading.hbm_bytes / 1e9:,.0f} GB, wire {reading.wire_bytes / 1e9:,.2f} GB"
-    for c in reading.collectives:
-        if c.wire_bytes < 1e-4 * reading.wire_bytes:
-            continue
-        over = ",".join(c.axes) or "none"
-        how = f"{c.async_bytes / c.wire_bytes:.0%} async" if c.wire_bytes else ""
-        yield (
-            f"  {c.kind:<18}{over:<12}{c.num_run:>7,.0f} x  {c.wire_bytes / 1e9:>8,.2f} GB"
-            f"  {c.seconds * 1e3:9,.1f} ms  {how}"
-        )
 
 
 def _time(plan: Plan, price: float | None) -> Iterator[str]:
@@ -103,12 +106,13 @@ def _time(plan: Plan, price: float | None) -> Iterator[str]:
                 f"  {name:<16}{_time_of(step_s):>12}  {plan.mfu(step_s):7.1%}  {rate:>11,.0f}"
                 f"  {rate / plan.topology.num_chips:>11,.0f}"
             )
-    middle = best or slowest
+    if (middle := plan.middle_s) is None:
+        return
     hours = plan.chip_hours(middle)
     cost = "" if price is None else f", cost {hours * price:,.0f} at {price:g} per chip-hour"
     yield (
         f"  {steps:,} updates, {plan.total_tokens / 1e9:,.1f} B tokens: predicted"
-        f" {middle * steps / 86400:,.2f} days"
+        f" {plan.days:,.2f} days"
     )
     yield f"  {hours:,.0f} chip-hours{cost}"
 
