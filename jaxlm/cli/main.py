@@ -18,6 +18,7 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "eval": "bits per byte of a run's newest checkpoint on its validation text",
     "generate": "continue a text with a trained model",
     "data": "prepare, look into or tokenise text",
+    "plan": "memory, work and predicted time on a TPU slice or GPUs that are not here",
     "ablate": "try changes over several seeds: a verdict for each, with an interval",
     "research": "the ledger of all that was tried: log, show, verify",
     "bench": "measure the loop, the step, the loader and the start",

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check and print the numbers, train nothing"
     )
+    parser.add_argument(
+        "--executable", type=Path, metavar="FILE", help="take the step that jaxlm plan --save wrote"
+    )
     add_device_arguments(parser)
 
 
@@ -46,9 +49,14 @@ def run(args: argparse.Namespace) -> int:
         display.table("run", describe(resolve(config, jax.device_count())))
         display.table("memory, over all devices", describe_memory(config))
         return 0
+    load_step = None
+    if args.executable:
+        from jaxlm.plan.executable import open_step
+
+        load_step = open_step(config, args.executable)
     gin_text = "".join(Path(p).read_text(encoding="utf-8") for p in args.config)
     gin_text += "".join(f"\n{text}" for text in args.overrides)
-    summary = run_training(config, run_dir, gin_text, display)
+    summary = run_training(config, run_dir, gin_text, display, load_step=load_step)
     display.table(str(run_dir), summary_table(summary) | {"report": str(run_dir / "report.html")})
     if summary["status"] == "completed":
         return 0

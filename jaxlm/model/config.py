@@ -8,7 +8,9 @@ from jaxlm.core.checks import require
 
 Activation = Literal["swiglu", "geglu", "relu2", "gelu"]
 LayerKind = Literal["full", "local"]
-RematPolicy = Literal["none", "full", "dots", "block_inputs", "offload"]
+RematPolicy = Literal[
+    "none", "full", "dots", "block_inputs", "attention", "products", "products_but_up", "offload"
+]
 Impl = Literal["auto", "reference", "xla", "pallas"]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3"]
 

@@ -37,6 +37,8 @@ from jaxlm.sharding.rules import BATCH, constrain, num_parts
 # Logical axes of the residual stream between layers, and before and after them.
 STREAM, ENDS = ("batch", "residual_seq", "embed"), ("rows", "residual_seq", "embed")
 
+PRODUCTS = ("attention_qkv", "attention_kernel", "attention_out", "mlp_gate")  # names of values
+
 # What the backward pass finds stored, by name; the rest is computed again.
 _named = jax.checkpoint_policies.save_only_these_names
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -46,6 +48,11 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(CHOSEN)
     ),
     "block_inputs": _named("attention_out", "mlp_out", CHOSEN),
+    # the TPU kernel does not run twice; elsewhere as "full"
+    "attention": _named("attention_kernel", CHOSEN),
+    # nothing that costs a product, but for attention where it has no kernel
+    "products": _named(*PRODUCTS, "mlp_up", CHOSEN),
+    "products_but_up": _named(*PRODUCTS, CHOSEN),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[CHOSEN],
         names_which_can_be_offloaded=["attention_out", "mlp_out"],  # as block_inputs, to the host

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.nn import init, kernels
 from jaxlm.nn.linear import linear
@@ -74,6 +75,8 @@ class Attention(nn.Module):
         if self.qk_norm_eps is not None:
             q_norm = RMSNorm(self.qk_norm_eps, axis="head_dim", name="q_norm")
             k_norm = RMSNorm(self.qk_norm_eps, axis="head_dim", name="k_norm")
+            # the gradient of the norm needs its input, that of all else the kernel's
+            q_BTNH, k_BTKH = (checkpoint_name(x, "attention_qkv") for x in (q_BTNH, k_BTKH))
             q_BTNH, k_BTKH = q_norm(q_BTNH), k_norm(k_BTKH)
             logit_bound = _logit_bound(q_norm, k_norm, where.rope)
         q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.nn import init
 from jaxlm.nn.linear import linear
@@ -58,10 +59,10 @@ class MLP(nn.Module):
         w_down_FD = init.param(
             self, "w_down", init.writes(F, self.num_layers), (F, D), ("ffn", "embed")
         )
-        hidden_BTF = linear(x_BTD, w_up_DF)
+        hidden_BTF = checkpoint_name(linear(x_BTD, w_up_DF), "mlp_up")
         if self.activation in ("swiglu", "geglu"):
             w_gate_DF = init.param(self, "w_gate", init.reads(D), (D, F), ("embed", "ffn"))
-            gate_BTF = linear(x_BTD, w_gate_DF)
+            gate_BTF = checkpoint_name(linear(x_BTD, w_gate_DF), "mlp_gate")
             hidden_BTF = act(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = act(hidden_BTF)

@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the compiler is told beside the program, by device: nothing that changes a result.
 
-On v6e the compiler turns every reduce-scatter of gradients into an all-reduce and a slice, twice the
-traffic and not beside the products, unless the SparseCores do it (docs/parallelism.md, "Gradients").
+Weights are gathered beside the products of the layer before, instead of in between (docs/plan.md has
+the effect).  On v6e the compiler turns every reduce-scatter of gradients into an all-reduce and a
+slice, twice the traffic and not beside the products, unless the SparseCores do it
+(docs/parallelism.md, "Gradients").
 """
 
 from jax.sharding import Mesh
 
 from jaxlm.sharding.rules import spec
 
-_V6E = {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"}
-OPTIONS = {"TPU v6 lite": _V6E, "TPU v6e": _V6E}  # by device kind
+Options = dict[str, bool | str]
+
+GATHER: Options = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_prefer_async_allgather_to_allreduce": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+}
+SCATTER: Options = {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"}
+WITH_SPARSE_CORES = ("TPU v6 lite", "TPU v6e")  # kinds of devices
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """For jax.jit; None where parameters are not split, so that gradients are not either."""
-    (axes,) = spec(("embed",))
-    if all(mesh.shape[axis] == 1 for axis in axes):
+def compiler_options(mesh: Mesh) -> Options | None:
+    """For jax.jit, on more than one TPU chip; None elsewhere."""
+    device = mesh.devices.flat[0]
+    if mesh.size == 1 or device.platform != "tpu":
         return None
-    return OPTIONS.get(mesh.devices.flat[0].device_kind)
+    (axes,) = spec(("embed",))
+    is_split = any(mesh.shape[axis] > 1 for axis in axes)  # parameters, and so their gradients
+    return GATHER | SCATTER if is_split and device.device_kind in WITH_SPARSE_CORES else GATHER

@@ -9,6 +9,7 @@ Also the way in from a notebook:
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,11 +47,13 @@ def run_training(
     gin_text: str = "",
     display: Display | None = None,
     trainer: Trainer | None = None,
+    load_step: Callable[[Trainer], Trainer] | None = None,
 ) -> Summary:
     """Trains, or goes on training what `run_dir` holds.  All processes call it alike.
 
     trainer: compiled functions of an earlier run that differs in nothing but seeds and the
              optimizer's scalars; None: built here
+    load_step: puts a compiled step in the place of the trainer's
 
     Raises a UserError, before anything is written, when config, data, devices and directory do not
     fit together; NonFiniteError and CheckpointError as jaxlm.train.loop.train.
@@ -68,7 +71,7 @@ def run_training(
     summary |= {"baselines": data.baselines, "resolved": describe(resolved)}
     try:
         with leaving_at_failure(), display, StopRequest() as stop:
-            outcome = _train(config, resolved, data, run_dir, display, stop, trainer)
+            outcome = _train(config, resolved, data, run_dir, display, stop, trainer, load_step)
         summary |= dataclasses.asdict(outcome)
         if is_main:
             write_end(run_dir, summary)
@@ -150,8 +153,11 @@ def _train(
     display: Display,
     stop: StopRequest,
     trainer: Trainer | None,
+    load_step: Callable[[Trainer], Trainer] | None,
 ) -> Outcome:
     run = Run(config, resolved, data, run_dir, display, trainer)
+    if load_step is not None:
+        run.trainer = load_step(run.trainer)
     try:
         if run.is_main:
             write_start(run, data)

@@ -4,7 +4,8 @@
     out = softmax(scores + mask) v          lse = log(sum exp(scores))      (sinks included)
     d scores = p * (d out v^T - delta)      delta = sum(out * d out) - d lse
 
-What is kept for the backward pass is q, k, v, out and lse; the probabilities are computed again.
+What is kept for the backward pass is q, k, v, out and lse, each by the name KEPT for policies of
+rematerialisation; the probabilities are computed again.
 
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  H head width
 """
@@ -14,9 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention import tpu_backward, tpu_forward
 from pallas_kernels.attention.masks import Mask, Start
+
+KEPT = "attention_kernel"
 
 
 class Options(NamedTuple):
@@ -109,7 +113,9 @@ def _attention(options, q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime):  # type: igno
 
 
 def _attention_fwd(options, q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime):  # type: ignore[no-untyped-def]
-    out_BNTH, lse_BNT = _attention(options, q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime)
+    keep = functools.partial(checkpoint_name, name=KEPT)
+    q_BNTH, k_BKSH, v_BKSH = map(keep, (q_BNTH, k_BKSH, v_BKSH))
+    out_BNTH, lse_BNT = map(keep, _attention(options, q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime))
     return (out_BNTH, lse_BNT), (q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime, out_BNTH, lse_BNT)
 
 

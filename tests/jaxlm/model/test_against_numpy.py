@@ -118,6 +118,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     | {"remat": "full", "num_layers": 4, "rope_scaling": "linear", "rope_factor": 3.0},
     "everything_dots_remat": EVERYTHING
     | {"remat": "dots", "activation": "geglu", "num_kv_heads": 1},
+    "everything_products_but_up_remat": EVERYTHING | {"remat": "products_but_up"},
     "everything_block_inputs_remat": EVERYTHING | {"remat": "block_inputs", "num_kv_heads": 4},
     "window_of_one_with_sinks": {
         "layer_pattern": ("local",),

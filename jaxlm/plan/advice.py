@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What binds a step, and which changes of the config would help most; all predicted."""
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+
+from jaxlm.config import RunConfig
+from jaxlm.core.errors import ConfigError
+from jaxlm.model.config import RematPolicy
+from jaxlm.plan.analytic import Estimate, estimate
+from jaxlm.plan.answer import Plan
+from jaxlm.plan.chips import HOP_S
+from jaxlm.plan.topology import Topology, parse_topology, valid_shapes
+
+NUM_CHANGES = 3
+LEAST_GAIN = 0.01  # of the step; smaller ones are noise of a prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Fields to set, and what it would bring."""
+
+    what: str
+    effect: str
+    gain: float  # share of the step's time, or of the missing memory
+
+
+def binds(plan: Plan) -> str:
+    """What takes the step's time, in words."""
+    if not plan.fits:
+        return "memory capacity"
+    reading = plan.reading
+    if reading is None:
+        work, chip = plan.estimate.work, plan.topology.chip
+        parts = {
+            "compute": work.executed_flops / chip.peak_flops,
+            "memory": work.hbm_bytes / chip.hbm_bandwidth,
+        }
+        name = max(parts, key=parts.__getitem__)
+        return name if parts[name] >= 0.99 * work.fastest_s else "network"
+    best = reading.best_s
+    parts = {
+        "matrix products": reading.seconds_by_kind.get("matrix products", 0.0),
+        "kernels": reading.seconds_by_kind.get("kernels", 0.0),
+        "memory (elementwise work and copies)": reading.seconds_by_kind.get(
+            "elementwise and copies", 0.0
+        )
+        + reading.stalled_s,
+        "network (exposed)": reading.exposed_s,
+    }
+    hops = sum(c.num_run for c in reading.collectives) * HOP_S
+    if hops > 0.5 * reading.exposed_s > 0.1 * best:
+        parts["latency of small collectives"] = parts.pop("network (exposed)")
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(
+        f"{name} {seconds / best:.0%}" for name, seconds in ordered if seconds > 0.02 * best
+    )
+
+
+def changes(plan: Plan) -> list[Change]:
+    """The best few.  If it does not fit, those that would make it fit, the cheapest first."""
+    if not plan.fits:
+        return _to_fit(plan)[:NUM_CHANGES]
+    found = [*_from_program(plan), *_faster(plan)]
+    found.sort(key=lambda change: -change.gain)
+    return [change for change in found if change.gain >= LEAST_GAIN][:NUM_CHANGES]
+
+
+def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
+    """Configs that compute the same update in another way: remat, micro-batches, mesh."""
+    model, train, mesh = config.model, config.train, config.mesh
+    for remat in typing.get_args(RematPolicy):
+        if remat != model.remat:
+            new = dataclasses.replace(model, remat=remat)
+            yield f"ModelConfig.remat = {remat!r}", dataclasses.replace(config, model=new)
+    for factor in (2.0, 4.0, 8.0, 0.5):
+        count = int(factor * train.num_micro_batches)
+        if count and config.data.batch_size % count == 0:
+            more = dataclasses.replace(train, num_micro_batches=count)
+            what = f"TrainConfig.num_micro_batches = {count}"
+            yield what, dataclasses.replace(config, train=more)
+    sizes = dict(zip(("data", "fsdp", "model"), mesh.shape(topology.num_devices), strict=True))
+    for give, take in (("data", "fsdp"), ("fsdp", "data"), ("fsdp", "model"), ("model", "fsdp")):
+        if sizes[give] % 2 == 0:
+            new_sizes = sizes | {give: sizes[give] // 2, take: sizes[take] * 2}
+            what = ", ".join(f"MeshConfig.{axis} = {new_sizes[axis]}" for axis in (give, take))
+            yield what, dataclasses.replace(config, mesh=dataclasses.replace(mesh, **new_sizes))
+
+
+def _estimated(
+    found: Iterator[tuple[str, RunConfig]], topology: Topology
+) -> Iterator[tuple[str, RunConfig, Estimate]]:
+    """Those that divide over the topology."""
+    for what, config in found:
+        try:
+            yield what, config, estimate(config, topology)
+        except ConfigError:
+            continue
+
+
+def _tried(plan: Plan) -> list[tuple[str, Estimate]]:
+    singles = _estimated(neighbours(plan.config, plan.topology), plan.topology)
+    return [(what, found) for what, _, found in singles]
+
+
+def _pairs(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
+    """Single changes first, then two at a time."""
+    singles = list(neighbours(config, topology))
+    yield from singles
+    for first, changed in singles:
+        for second, both in neighbours(changed, topology):
+            if first.split(" = ")[0] < second.split(" = ")[0]:
+                yield f"{first}, {second}", both
+
+
+def _to_fit(plan: Plan) -> list[Change]:
+    """By what they cost in time: changes of the config, and the smallest slice that holds it.
+
+    Memory that arithmetic did not see, because the compiler counted more, is taken to stay.
+    """
+    now, found = plan.estimate, []
+    beyond = plan.memory.total - now.memory.total
+    for what, _, other in _estimated(_pairs(plan.config, plan.topology), plan.topology):
+        total = other.memory.total + beyond
+        slower = other.work.slowest_s / now.work.slowest_s - 1
+        if total <= plan.capacity:
+            effect = f"predicted {total / 2**30:,.1f} GiB, fits; step {slower:+.0%}"
+            key = (what.count(" = "), slower)
+            found.append((key, Change(what, effect, plan.memory.total - total)))
+    found.sort(key=lambda one: one[0])
+    larger = _larger_slice(plan, beyond)
+    return [change for _, change in found[: NUM_CHANGES - len(larger)]] + larger
+
+
+def _larger_slice(plan: Plan, beyond: float) -> list[Change]:
+    """The smallest slice of the same chip on which the config fits as it is; none if none does."""
+    chip = plan.topology.chip
+    for shape in valid_shapes(chip):
+        topology = parse_topology(f"{chip.name}:{shape}")
+        if topology.num_devices <= plan.topology.num_devices:
+            continue
+        for _, _, other in _estimated(iter([("", plan.config)]), topology):
+            total = other.memory.total + beyond
+            if total <= plan.capacity:
+                effect = f"predicted {total / 2**30:,.1f} GiB, fits"
+                what = f"--topology {topology.name}, {topology.num_devices:,} devices"
+                return [Change(what, effect, plan.memory.total - total)]
+    return []
+
+
+def _faster(plan: Plan) -> Iterator[Change]:
+    """Neighbours that the arithmetic holds for faster, and that it lets fit."""
+    now = plan.estimate
+    beyond = max(0.0, plan.memory.total - now.memory.total)
+    for what, other in _tried(plan):
+        gain = 1 - other.work.slowest_s / now.work.slowest_s
+        total = other.memory.total + beyond
+        if gain > 0 and total <= plan.capacity:
+            memory = (
+                f"memory {now.memory.total / 2**30:,.1f} -> {other.memory.total / 2**30:,.1f} GiB"
+            )
+            yield Change(what, f"step {-gain:+.1%} by arithmetic; {memory}", gain)
+
+
+def _from_program(plan: Plan) -> Iterator[Change]:
+    """What the program itself shows."""
+    reading = plan.reading
+    if reading is None:
+        return
+    best = reading.best_s
+    yield Change(
+        "hide the exposed collectives behind work (see docs/plan.md, compiler flags)",
+        f"step {-reading.exposed_s / best:+.1%} at most: {reading.exposed_s * 1e3:,.0f} ms wait for"
+        " the network",
+        reading.exposed_s / best,
+    )
+    extra = plan.executed_flops - plan.model_flops
+    seconds = extra / max(reading.compute_s * plan.topology.chip.peak_flops, 1) * reading.schedule_s
+    if plan.config.model.remat != "none":
+        yield Change(
+            "recompute less (ModelConfig.remat) where memory allows",
+            f"step {-seconds / best:+.1%} at most: {extra / 1e12:,.0f} TF are computed again",
+            0.5 * seconds / best,
+        )
+    moved = reading.seconds_by_kind.get("elementwise and copies", 0.0)
+    if reading.slowest and moved > 0.2 * best:
+        yield Change(
+            "move less memory between the products; see the slowest operations (--json)",
+            f"elementwise work and copies take {moved / best:.0%} of the step",
+            0.3 * moved / best,
+        )

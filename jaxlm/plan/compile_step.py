@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles a train step for devices that are not here, in a process of its own.
+
+    python -m jaxlm.plan.compile_step REQUEST.json FOLDER
+
+writes to FOLDER the optimised program (program.hlo.gz) and what only this process knows
+(facts.json): memory by the compiler's count, sizes of the state, where the devices lie.
+libtpu reads its environment once, when it is loaded: hence the process (plan/compiled.py).
+"""
+
+import gzip
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from jaxlm.config import RunConfig
+from jaxlm.core.typed import from_dict
+from jaxlm.loss import batch_loss
+from jaxlm.model.residuals import saved_bytes
+from jaxlm.plan.topology import Topology, parse_topology
+from jaxlm.sharding.mesh import make_mesh
+from jaxlm.sharding.rules import ROWS
+from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+
+MEMORY = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
+
+
+def devices_of(topology: Topology) -> list[jax.Device]:
+    """Devices to compile for, as the compiler knows them."""
+    if topology.chip.is_tpu:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        return list(found.devices)
+    from jaxlm.plan.gpu_spec import spec_of
+
+    found = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=spec_of(topology.chip),
+        topology=f"1x{topology.num_devices}x1",
+    )
+    return list(found.devices)
+
+
+def abstract_batch(config: RunConfig, mesh: jax.sharding.Mesh, rows: int) -> dict[str, Any]:
+    """A batch of packed rows without its numbers."""
+    sharding = jax.NamedSharding(mesh, ROWS)
+    names = ("tokens", "targets", "positions", "segment_ids", "weights")
+    return {
+        name: jax.ShapeDtypeStruct(
+            (rows, config.data.seq_len),
+            np.float32 if name == "weights" else np.int32,
+            sharding=sharding,
+        )
+        for name in names
+    }
+
+
+def lowered_step(config: RunConfig, devices: list[jax.Device]) -> tuple[Any, Trainer]:
+    """The step that `jaxlm train` jits, lowered for a mesh over `devices`."""
+    mesh = make_mesh(config.mesh, devices)
+    trainer = build_trainer(config, np.ones(config.model.vocab_size, np.int32), mesh)
+    batch = abstract_batch(config, mesh, config.data.batch_size)
+    step: Any = trainer.step
+    with on_mesh(mesh):
+        return step.lower(trainer.abstract_state, batch), trainer
+
+
+def local_bytes(tree: Any) -> int:
+    """What one device holds of a tree of sharded shapes."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def stored_bytes(config: RunConfig, trainer: Trainer) -> float:
+    """What differentiating one micro-batch stores, on one device if all of it is split by rows."""
+    rows = config.data.batch_size // config.train.num_micro_batches
+    batch = abstract_batch(config, trainer.mesh, rows)
+    loss = lambda params, batch: batch_loss(trainer.model, params, batch).loss
+    with on_mesh(trainer.mesh):
+        whole = saved_bytes(loss, trainer.abstract_state.params, batch)
+    shard = jax.NamedSharding(trainer.mesh, ROWS).shard_shape((rows, config.data.seq_len))
+    return whole * shard[0] / rows
+
+
+def main(argv: list[str]) -> int:
+    request = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    folder = Path(argv[1])
+    config = from_dict(RunConfig, request["config"])
+    start = time.perf_counter()
+    lowered, trainer = lowered_step(config, devices_of(parse_topology(request["topology"])))
+    lower_s = time.perf_counter() - start
+    compiled = lowered.compile()
+    compile_s = time.perf_counter() - start - lower_s
+    text = compiled.as_text()
+    sizes = compiled.memory_analysis()
+    state = trainer.abstract_state
+    cost = compiled.cost_analysis() or {}
+    facts = {
+        "mesh": dict(trainer.mesh.shape),
+        "coords": [_place(d) for d in trainer.mesh.devices.flat],
+        "memory": {name: getattr(sizes, f"{name}_size_in_bytes") for name in MEMORY},
+        "peak_bytes": getattr(sizes, "peak_memory_in_bytes", None),
+        "parameters": local_bytes(state.params),
+        "optimizer_state": local_bytes(state.opt_state),
+        "stored": stored_bytes(config, trainer),
+        "cost_analysis": {k: cost[k] for k in ("flops", "bytes accessed") if k in cost},
+        "lower_s": lower_s,
+        "compile_s": compile_s,
+        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if request["save"]:
+        from jaxlm.plan.executable import save  # it imports this module
+
+        save(config, list(trainer.mesh.devices.flat), compiled, Path(request["save"]))
+    with gzip.open(folder / "program.hlo.gz", "wt", encoding="utf-8", compresslevel=3) as f:
+        f.write(text)
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    return 0
+
+
+def _place(device: Any) -> list[int]:
+    coords = list(getattr(device, "coords", ()))
+    return [*coords, getattr(device, "core_on_chip", 0)] if coords else []
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best mesh, micro-batch and remat for a config and a topology.
+
+Arithmetic first: all combinations, in milliseconds.  Then the promising ones are compiled, best
+first; each program is kept on disk, so a search that was stopped goes on where it was.
+"""
+
+import dataclasses
+import itertools
+import typing
+from collections.abc import Iterator
+
+from jaxlm.config import RunConfig
+from jaxlm.core.errors import ConfigError
+from jaxlm.model.config import RematPolicy
+from jaxlm.plan.analytic import Estimate, estimate
+from jaxlm.plan.answer import Plan, make_plan
+from jaxlm.plan.compiled import Progress
+from jaxlm.plan.topology import Topology
+
+MARGIN = 1.1  # times the memory: arithmetic may be that much above the compiler's count
+MOST_MICRO = 8
+MOST_TENSOR = 8  # devices along the model axis; beyond, activations cross too many links
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to run the same update, and what arithmetic says of it."""
+
+    what: str  # as --set would say it
+    config: RunConfig
+    estimate: Estimate
+
+    @property
+    def middle_s(self) -> float:
+        work = self.estimate.work
+        return (work.fastest_s + work.slowest_s) / 2
+
+
+def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
+    """All that divide and may fit, the fastest by arithmetic first; the config itself among them."""
+    found: dict[tuple[object, ...], Candidate] = {}
+    for what, other in _combinations(config, topology):
+        try:
+            one = Candidate(what, other, estimate(other, topology))
+        except ConfigError:
+            continue
+        if one.estimate.memory.total <= MARGIN * topology.chip.hbm_bytes:
+            key = (
+                tuple(one.estimate.mesh.values()),
+                other.model.remat,
+                other.train.num_micro_batches,
+            )
+            found.setdefault(key, one)
+    return sorted(found.values(), key=lambda one: (one.middle_s, one.estimate.memory.total))
+
+
+def _combinations(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
+    yield "the config as it is", config
+    counts = [2**i for i in range(MOST_MICRO.bit_length())]
+    for sizes, remat, count in itertools.product(
+        _meshes(topology.num_devices), typing.get_args(RematPolicy), counts
+    ):
+        if config.data.batch_size % count:
+            continue
+        data, fsdp, tensor = sizes
+        yield (
+            f"mesh {data} x {fsdp} x {tensor}, remat {remat}, {count} micro-batches",
+            dataclasses.replace(
+                config,
+                mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, model=tensor),
+                model=dataclasses.replace(config.model, remat=remat),
+                train=dataclasses.replace(config.train, num_micro_batches=count),
+            ),
+        )
+
+
+def _meshes(num_devices: int) -> Iterator[tuple[int, int, int]]:
+    """(data, fsdp, model) in powers of two."""
+    tensor = 1
+    while tensor <= MOST_TENSOR and num_devices % tensor == 0:
+        rest = num_devices // tensor
+        data = 1
+        while rest % data == 0 and data <= rest:
+            yield data, rest // data, tensor
+            data *= 2
+        tensor *= 2
+
+
+def search(
+    name: str, config: RunConfig, topology: Topology, most: int, progress: Progress
+) -> list[tuple[Candidate, Plan]]:
+    """Compiles the `most` most promising, and the config itself; the fastest that fit first.
+
+    Raises ConfigError when none may fit.
+    """
+    found = candidates(config, topology)
+    if not found:
+        raise ConfigError(
+            f"nothing found that may fit {topology.name}: take a larger slice, or a smaller "
+            f"DataConfig.batch_size than {config.data.batch_size}"
+        )
+    chosen = found[:most]
+    chosen += [one for one in found if one.what == "the config as it is" and one not in chosen]
+    plans = []
+    for i, one in enumerate(chosen):
+        inner = lambda label, frac, detail, i=i, one=one: progress(
+            "search", i / len(chosen), f"{one.what}: {detail}"
+        )
+        plans.append((one, make_plan(name, one.config, topology, inner)))
+    progress("search", 1.0, f"{len(chosen)} compiled of {len(found)}")
+    return sorted(plans, key=lambda pair: (not pair[1].fits, middle(pair[1])))
+
+
+def middle(plan: Plan) -> float:
+    """What plans are ordered by: the best estimate, or the nearest to it that there is."""
+    return plan.middle_s or plan.step_s[0]
+
+
+def is_pareto(plan: Plan, others: list[Plan]) -> bool:
+    """Whether no other that fits is both faster and smaller."""
+    return plan.fits and not any(
+        other.fits and middle(other) < middle(plan) and other.memory.total < plan.memory.total
+        for other in others
+    )
+
+
+def table(found: list[tuple[Candidate, Plan]]) -> Iterator[str]:
+    """One line for each; those marked * are beaten in time and memory by none."""
+    plans = [plan for _, plan in found]
+    yield f"  {'predicted step':>14}  {'MFU':>6}  {'memory':>10}  "
+    for one, plan in found:
+        mark = "*" if is_pareto(plan, plans) else " "
+        step = middle(plan)
+        fits = "" if plan.fits else "  DOES NOT FIT"
+        yield (
+            f"{mark} {step * 1e3:>11,.1f} ms  {plan.mfu(step):6.1%}"
+            f"  {plan.memory.total / 2**30:>6,.1f} GiB  {one.what}{fits}"
+        )

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Analytic answers against other counts, and what is said of configs that cannot be planned."""
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxlm.cli.gin_edge import load
+from jaxlm.cli.main import main
+from jaxlm.core.errors import ConfigError
+from jaxlm.plan.advice import changes
+from jaxlm.plan.analytic import estimate
+from jaxlm.plan.answer import make_plan
+from jaxlm.plan.page import plan_page
+from jaxlm.plan.search import candidates, is_pareto
+from jaxlm.plan.text import WIDTH, screen
+from jaxlm.plan.topology import parse_topology
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def plan_of(name: str, topology: str, *overrides: str):
+    config = load([str(CONFIGS / f"{name}.gin")], list(overrides))
+    return make_plan(name, config, parse_topology(topology), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "teraflops"),
+    [
+        ("llama2_7b", "v5p:4x4x4", 702.3),
+        ("llama2_70b", "v5p:8x8x8", 3509.3),
+        ("llama31_8b", "v6e:16x16", 1686.6),
+        ("llama31_70b", "tpu7x:4x4x4", 7360.1),
+    ],
+)
+def test_model_flops_of_a_device_are_those_that_others_count(
+    name: str, topology: str, teraflops: float
+) -> None:
+    """By MaxText's formula (causal attention halved) for the same shape and tokens per device."""
+    assert plan_of(name, topology).model_flops / 1e12 == pytest.approx(teraflops, rel=1e-3)
+
+
+def test_a_hand_count_of_llama2_7b() -> None:
+    tokens, layers, wide, inner, vocab = 16384, 32, 4096, 11008, 32000
+    products = layers * (4 * wide**2 + 3 * wide * inner) + vocab * wide
+    attention = layers * 2 * wide * (4096 + 1) / 2
+    plan = plan_of("llama2_7b", "v5p:4x4x4")
+    assert plan.model_flops == pytest.approx(3 * 2 * tokens * (products + attention), rel=1e-9)
+    state = 4 * (products + vocab * wide) / 64  # the norms are 0.004 % more
+    assert plan.memory.parameters == pytest.approx(state, rel=0.01)
+    assert plan.memory.optimizer_state == pytest.approx(2 * state, rel=0.01)
+
+
+def test_parameters_are_split_and_replicated_as_the_mesh_says() -> None:
+    one = plan_of("llama2_7b", "v5p:4x4x4", "MeshConfig.fsdp=16", "MeshConfig.data=4")
+    four = plan_of("llama2_7b", "v5p:4x4x4")
+    assert one.memory.parameters == pytest.approx(4 * four.memory.parameters, rel=0.01)
+
+
+def test_the_first_answer_takes_milliseconds() -> None:
+    config, topology = load([str(CONFIGS / "dense_1b_fsdp.gin")], []), parse_topology("v6e:16x16")
+    start = time.process_time()
+    estimate(config, topology)
+    assert time.process_time() - start < 0.1
+
+
+def test_what_does_not_fit_is_told_by_how_much_and_what_would() -> None:
+    plan = plan_of("llama31_405b", "v5p:8x8x8")
+    text = screen(plan, changes(plan), None)
+    missing = (plan.memory.total - plan.capacity) / 2**30
+    assert f"DOES NOT FIT, {missing:,.2f} GiB too much" in text
+    assert changes(plan)
+    tight = plan_of("dense_1b_fsdp", "v6e:2x2", "DataConfig.batch_size=512")
+    found = changes(tight)
+    assert not tight.fits
+    assert "fits; step" in found[0].effect
+
+
+@pytest.mark.parametrize(
+    ("topology", "overrides", "named"),
+    [
+        ("v6e:16x16", ["MeshConfig.fsdp=100"], "fsdp=100.*256"),
+        (
+            "v6e:16x16",
+            ["MeshConfig.fsdp=-1", "ModelConfig.embed_dim=2112"],
+            "embed_dim=2112.*fsdp=256",
+        ),
+        ("v6e:16x16", ["MeshConfig.fsdp=32", "MeshConfig.model=8"], "num_kv_heads=4.*model=8"),
+        ("v6e:16x16", ["DataConfig.batch_size=500"], "batch_size=500.*256"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_named_with_what_it_does_not_divide(
+    topology: str, overrides: list[str], named: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_of("dense_1b_fsdp", topology, *overrides)
+    assert re.search(named, str(error.value))
+
+
+def test_without_the_compiler_the_install_line_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["plan", str(CONFIGS / "dense_1b_fsdp.gin"), "--topology", "v6e:2x2"]) == 2
+    assert "pip install 'jaxlm[tpu]'" in capsys.readouterr().err
+
+
+def test_a_plan_is_one_screen_a_page_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "p.json"), "--html", str(tmp_path / "p.html")]
+    command = ["plan", str(CONFIGS / "dense_1b_fsdp.gin"), "--topology", "v6e:16x16", "--analytic"]
+    assert main([*command, *files, "--price", "2.7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert len(lines) <= 45
+    values = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    hours = values["predicted"]["chip_hours"]
+    assert values["predicted"]["cost"] == pytest.approx(2.7 * hours)
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "predicted" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_two_plans_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [str(CONFIGS / f"{name}.gin") for name in ("llama2_7b", "dense_1b_fsdp")]
+    assert main(["plan", *configs, "--compare", "--topology", "v5p:4x4x4", "--analytic"]) == 0
+    assert "predicted step" in capsys.readouterr().out
+
+
+def test_candidates_are_the_same_update_and_divide() -> None:
+    config, topology = load([str(CONFIGS / "llama31_8b.gin")], []), parse_topology("v6e:16x16")
+    found = candidates(config, topology)
+    assert len(found) > 50
+    times = [one.middle_s for one in found]
+    assert times == sorted(times)
+    for one in found:
+        assert one.config.data == config.data
+        assert dataclasses.replace(one.config.model, remat=config.model.remat) == config.model
+
+
+def test_the_pareto_front_holds_what_no_other_beats() -> None:
+    plans = [
+        plan_of("dense_1b_fsdp", "v6e:16x16", f"ModelConfig.remat={remat!r}")
+        for remat in ("none", "full", "block_inputs")
+    ]
+    front = [plan.config.model.remat for plan in plans if is_pareto(plan, plans)]
+    assert front == ["none", "full", "block_inputs"][: len(front)] or "full" in front
+
+
+def test_a_page_of_a_plan_that_does_not_fit_says_so() -> None:
+    plan = plan_of("llama31_405b", "v5p:8x8x8")
+    assert "does not fit" in plan_page(plan, changes(plan), None)

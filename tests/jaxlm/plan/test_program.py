@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole small program, read: four layers of two products, sharded over four chips."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxlm.model.config import ModelConfig
+from jaxlm.plan.chips import CHIPS
+from jaxlm.plan.hlo import parse
+from jaxlm.plan.kernels import KernelCall, kernel_call
+from jaxlm.plan.network import Network
+from jaxlm.plan.program import Reading, read
+from jaxlm.plan.topology import parse_topology
+
+TEXT = (Path(__file__).parent / "programs" / "fsdp_scan.hlo").read_text(encoding="utf-8")
+MODEL = ModelConfig(
+    vocab_size=512, num_layers=4, embed_dim=64, num_heads=4, ffn_dim=64, window=256,
+    layer_pattern=("local", "full"),
+)  # fmt: skip
+COORDS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0))
+PRODUCT = 2 * 2048 * 1024 * 4096
+
+
+@pytest.fixture(scope="module")
+def reading() -> Reading:
+    network = Network(parse_topology("v6e:2x2"), COORDS)
+    return read(TEXT, MODEL, {"data": 1, "fsdp": 4, "model": 1}, network)
+
+
+def test_its_work(reading: Reading) -> None:
+    assert reading.flops == reading.product_flops == 4 * 7 * PRODUCT
+    assert reading.product_flops_once == 7 * PRODUCT
+    assert reading.compute_s == pytest.approx(28 * PRODUCT / 918e12)
+    assert reading.unknown_loops == ()
+
+
+def test_its_collectives(reading: Reading) -> None:
+    found = {c.kind: c for c in reading.collectives}
+    assert {k: (c.axes, c.num_run) for k, c in found.items()} == {
+        "all-gather": (("fsdp",), 16),
+        "reduce-scatter": (("fsdp",), 8),
+    }
+    assert reading.wire_bytes == reading.exposed_bytes == 24 * 3 * 2**21
+    assert reading.network_s == pytest.approx(reading.wire_bytes / 180e9 + 24 * 2e-6)
+
+
+def test_its_time_lies_between_the_bounds(reading: Reading) -> None:
+    assert reading.fastest_s < reading.best_s < reading.slowest_s
+    assert reading.exposed_s == pytest.approx(reading.network_s)  # none is asynchronous
+
+
+def test_its_bytes_are_at_least_what_it_must_move(reading: Reading) -> None:
+    """Two f32 matrices a layer, read and written; 4 MB of activations stored and read a layer."""
+    weights = 2 * 2 * 4 * 256 * 4096 * 4
+    activations = 2 * 4 * 2048 * 1024 * 2
+    assert weights + activations < reading.hbm_bytes < 6 * (weights + activations)
+
+
+def kernel(name: str, results: str, operands: list[str], path: str = "") -> KernelCall:
+    lines = [f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(operands)]
+    names = ", ".join(f"%p{i}" for i in range(len(operands)))
+    call = (
+        f'custom-call({names}), custom_call_target="tpu_custom_call", metadata={{op_name="{path}"}}'
+    )
+    text = "\n".join(
+        ["ENTRY %main () -> f32[] {", *lines, f"  ROOT %{name} = {results} {call}", "}"]
+    )
+    module = parse(text)
+    found = kernel_call(module.computations["main"], module.computations["main"].root, MODEL, "v6e")
+    assert found is not None
+    return found
+
+
+HEADS = "bf16[2,4,1024,128]{3,2,1,0}"
+
+
+@pytest.mark.parametrize(
+    ("path", "pairs"),
+    [
+        ("layers/block_1/attention", 1024 * 1025 / 2),
+        ("layers/block_0/attention", 1024 * 256 - 255 * 128),
+    ],
+)
+def test_attention_by_the_pairs_that_its_layers_mask_shows(path: str, pairs: float) -> None:
+    """Two products forward, five backward, in the full layer and in the one with a window."""
+    operands = ["s32[64]{0}", "s32[2]{0}", "f32[8]{0}", "f32[4]{0}", HEADS, HEADS, HEADS]
+    forward = kernel(
+        "attention_forward.2", f"({HEADS}, f32[2,4,1,1024]{{3,2,1,0}})", operands, path
+    )
+    assert forward.flops == pytest.approx(2 * 2 * 128 * 8 * pairs)
+    flat = "bf16[8,1024,128]{2,1,0}"
+    row = "f32[8,1,1024]{2,1,0}"
+    operands = ["s32[64]{0}", "s32[2]{0}", flat, flat, row, row, "s32[2,1,1024]{2,1,0}", flat, flat]
+    backward = kernel("attention_backward.1", f"({flat}, {flat}, {flat})", operands, path)
+    assert backward.flops == pytest.approx(5 * 2 * 128 * 8 * pairs)
+
+
+def test_narrow_heads_leave_the_matrix_unit_idle() -> None:
+    narrow = HEADS.replace("128]", "64]")
+    wide, half = (
+        kernel("attention_forward", f"({x}, f32[2,4,1,1024]{{3,2,1,0}})", [x, x, x])
+        for x in (HEADS, narrow)
+    )
+    assert wide.rate == 2 * half.rate
+
+
+@pytest.mark.parametrize(("kept", "products"), [(512, 3.0), (256, 3.5)])
+def test_cross_entropy_by_its_parts(kept: int, products: float) -> None:
+    """Statistics take one product, gradients two, and one more where logits were not kept."""
+    table, rows = "f32[512,64]{1,0}", "bf16[4,128,64]{2,1,0}"
+    results = (
+        "(f32[1,128,64]{2,1,0}, f32[512,64]{1,0}, f32[1,1,128]{2,1,0}, s32[1,1,128]{2,1,0}, "
+        f"bf16[1,{kept},128]{{2,1,0}})"
+    )
+    call = kernel("linear_cross_entropy.7", results, ["s32[3]{0}", table, rows])
+    assert call.flops == products * 2 * 128 * 64 * 512
+
+
+def test_every_chip_has_rates() -> None:
+    for chip in CHIPS.values():
+        operands = [HEADS, HEADS, HEADS]
+        assert not chip.is_tpu or kernel("attention_forward", HEADS, operands).rate

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search and cache, with a compiler that gives the same small program for everything."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxlm.cli.gin_edge import load
+from jaxlm.core.errors import ConfigError
+from jaxlm.plan import compiled
+from jaxlm.plan.answer import make_plan
+from jaxlm.plan.search import search, table
+from jaxlm.plan.topology import parse_topology
+
+HERE = Path(__file__).parent
+CONFIG = load([str(HERE.parents[2] / "configs" / "dense_110m.gin")], [])
+TOPOLOGY = parse_topology("v6e:2x2")
+SIZES = {
+    "argument": 400, "output": 390, "alias": 380, "temp": 5000, "generated_code": 90, "host_temp": 0,
+}  # fmt: skip
+
+
+class Compiler:
+    """Stands for the compiling process; counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.error: str | None = None
+
+    def __call__(self, part: Path, name: str, progress: Any) -> str | None:
+        self.count += 1
+        if self.error is not None:
+            return self.error
+        text = (HERE / "programs" / "fsdp_scan.hlo").read_text(encoding="utf-8")
+        with gzip.open(part / "program.hlo.gz", "wt", encoding="utf-8") as f:
+            f.write(text)
+        facts = {
+            "mesh": {"data": 4, "fsdp": 1, "model": 1}, "memory": SIZES, "parameters": 100,
+            "optimizer_state": 200, "stored": 4000,
+            "coords": [[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0]],
+        }  # fmt: skip
+        (part / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        return None
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    found = Compiler()
+    monkeypatch.setattr(compiled, "_run_child", found)
+    return found
+
+
+def silent(label: str, frac: float | None, detail: str) -> None:
+    pass
+
+
+def test_a_search_that_is_given_again_compiles_nothing(compiler: Compiler) -> None:
+    found = search("x", CONFIG, TOPOLOGY, 3, silent)
+    assert compiler.count == len(found) in (3, 4)
+    assert "the config as it is" in [one.what for one, _ in found]
+    assert len(list(table(found))) == len(found) + 1
+    search("x", CONFIG, TOPOLOGY, 3, silent)
+    assert compiler.count == len(found)
+
+
+def test_a_search_goes_on_where_it_was_stopped(compiler: Compiler) -> None:
+    search("x", CONFIG, TOPOLOGY, 1, silent)
+    before = compiler.count
+    found = search("x", CONFIG, TOPOLOGY, 4, silent)
+    assert compiler.count == len(found)
+    assert before < len(found)
+
+
+def test_rates_and_lengths_share_a_program_and_sizes_do_not(compiler: Compiler) -> None:
+    config_of = lambda *sets: load(
+        [str(HERE.parents[2] / "configs" / "dense_110m.gin")], list(sets)
+    )
+    make_plan("x", CONFIG, TOPOLOGY, silent)
+    make_plan(
+        "x", config_of("OptimConfig.peak_lr=1e-3", "TrainConfig.num_steps=500"), TOPOLOGY, silent
+    )
+    assert compiler.count == 1
+    make_plan("x", config_of("ModelConfig.num_layers=6"), TOPOLOGY, silent)
+    make_plan("x", CONFIG, parse_topology("v6e:2x4"), silent)
+    assert compiler.count == 3
+
+
+def test_memory_by_owner_adds_up_to_the_compilers_count(compiler: Compiler) -> None:
+    memory = make_plan("x", CONFIG, TOPOLOGY, silent).memory
+    assert memory.total == 400 + 390 - 380 + 5000 + 90
+    assert (memory.parameters, memory.optimizer_state, memory.activations) == (100, 200, 4000)
+
+
+def test_what_the_compiler_refuses_for_memory_is_an_answer_and_is_kept(compiler: Compiler) -> None:
+    compiler.error = (
+        "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. "
+        "Used 40.00G of 31.25G hbm. Exceeded hbm capacity by 8.75G."
+    )
+    for _ in range(2):
+        plan = make_plan("x", CONFIG, TOPOLOGY, silent)
+        assert not plan.fits
+        assert plan.memory.total == 40 * 2**30
+    assert compiler.count == 1
+
+
+def test_any_other_failure_is_told_and_not_kept(compiler: Compiler) -> None:
+    compiler.error = "jax.errors.JaxRuntimeError: INTERNAL: Mosaic failed to compile"
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="does not compile.*Mosaic"):
+            make_plan("x", CONFIG, TOPOLOGY, silent)
+    assert compiler.count == 2

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HBM bytes of operations whose traffic is plain."""
+
+import pytest
+
+from jaxlm.plan.hlo import parse
+from jaxlm.plan.traffic import Traffic
+
+TEXT = """HloModule traffic
+
+%slice (x: f32[8,128], i: s32[]) -> f32[1,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %s = f32[1,128]{1,0} dynamic-slice(%x, %i, %zero), dynamic_slice_sizes={1,128}
+}
+
+%update (x: f32[8,128], u: f32[1,128], i: s32[]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %u = f32[1,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %d = f32[8,128]{1,0} dynamic-update-slice(%x, %u, %i, %zero)
+}
+
+%nested (x: f32[8,128], i: s32[]) -> f32[1,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %f = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%slice
+  ROOT %n = f32[1,128]{1,0} negate(%f)
+}
+
+ENTRY %main () -> f32[] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %u = f32[1,128]{1,0} parameter(1)
+  %i = s32[]{:T(128)S(6)} parameter(2)
+  %v = f32[8,128]{1,0:T(8,128)S(1)} parameter(3)
+  %whole = f32[8,128]{1,0} add(%x, %x)
+  %on_chip = f32[8,128]{1,0:T(8,128)S(1)} add(%x, %v)
+  %sliced = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%slice
+  %deep = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%nested
+  %updated = f32[8,128]{1,0} fusion(%x, %u, %i), kind=kLoop, calls=%update
+  %begin = (f32[8,128]{1,0:S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %end = f32[8,128]{1,0:S(1)} copy-done(%begin)
+  %part = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2]}
+  %out = (f32[8,128]{1,0:S(5)}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  ROOT %r = f32[] constant(0)
+}
+"""
+ROW = 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("whole", 3 * 8),  # two operands, one result
+        ("on_chip", 8),  # the result and the other operand are in vector memory
+        ("sliced", 1 + 1),
+        ("deep", 1 + 1),
+        ("updated", 1 + 1),  # the update is read, and written in place
+        ("begin", 8),
+        ("end", 0),
+        ("part", 2),
+        ("out", 8),
+    ],
+)
+def test_bytes_of_one_operation(name: str, rows: int) -> None:
+    module = parse(TEXT)
+    main = module.computations["main"]
+    assert Traffic(module).of(main, main.by_name[name]) == rows * ROW
+
+
+def test_copies_to_the_host_are_told_apart() -> None:
+    module = parse(TEXT)
+    main = module.computations["main"]
+    host = {op.name: Traffic(module).host_bytes(op) for op in main.ops}
+    assert {name: size for name, size in host.items() if size} == {"out": 8 * ROW}
