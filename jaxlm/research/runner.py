@@ -20,7 +20,6 @@ from jaxlm.research.records import Protocol, RunRecord, body
 from jaxlm.train.run_dir import read_json
 
 Progress = Callable[[str, float | None, str], None]
-MAX_TOGETHER = 8  # runs of one program: their states are in memory at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,11 +95,9 @@ def train_and_judge(runs: Sequence[JobRun], means: Means) -> dict[Path, dict[str
 
     Raises RunError for a run that the evaluator refuses: it is no result, and no failed run either.
     """
-    jobs = [
-        Job(tuple(group[i : i + MAX_TOGETHER]), means.how)
-        for group in by_program(runs)
-        for i in range(0, len(group), MAX_TOGETHER)
-    ]
+    count = means.workers.count
+    parts = (group[i::count] for group in by_program(runs) for i in range(count))
+    jobs = [Job(tuple(part), means.how) for part in parts if part]
     steps: dict[str, int] = {}
     total = sum(run.until or run.config.train.num_steps for run in runs)
     found: dict[Path, dict[str, Any]] = {}

@@ -18,6 +18,7 @@ from jaxlm.research import fingerprint
 from jaxlm.research.ledger import FIRST, Ledger, Record, parse, seal
 from jaxlm.research.records import protocol_from
 from jaxlm.research.stories import story_problems
+from jaxlm.telemetry.writer import latest_rows
 from jaxlm.train.run_dir import load_config, read_json
 
 
@@ -46,7 +47,7 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
     yield from problems or _outcomes(records)
     codes = {r.body.get("id"): r.body.get("code") for r in records if r.kind == "protocol"}
     for record in records:
-        if record.kind == "run" and record.body.get("status") == "completed":
+        if record.kind == "run" and record.body.get("status") in ("completed", "stopped"):
             yield from _directory(record, project, str(codes.get(record.body.get("protocol"))))
 
 
@@ -113,9 +114,23 @@ def _directory(record: Record, project: Path, code: str) -> Iterator[str]:
     parts = {"config": identity(config), "code": code, "data": env.get("data_id")}
     if content_id(parts) != body["run_id"]:
         yield f"{where}: config, code and data of {path} are not those of run {body['run_id'][:12]}"
+    if found is None:  # stopped on its way
+        yield from _reading(record, path, config.train.num_steps)
+        return
     manifest = path / "checkpoints" / f"{found['step']:08d}" / "manifest.json"
     if not manifest.exists() or file_sha256(manifest) != found["checkpoint_sha256"]:
         yield f"{where}: the checkpoint in {path} is not the one that was judged"
+
+
+def _reading(record: Record, path: Path, num_steps: int) -> Iterator[str]:
+    from jaxlm.research.search import read_at, step_of
+
+    step = step_of(record.body["fraction"], num_steps)
+    rows = {row["step"]: row for row in latest_rows(path, "eval")}
+    values = [v for name, v in rows.get(step, {}).items() if name.startswith("eval/")]
+    told = values or [read_at(path, "eval/bpb", step)]
+    if record.body["reading"] not in told:
+        yield f"record {record.seq}: {path} does not say {record.body['reading']} at update {step}"
 
 
 def content(ledger: Ledger) -> str:

@@ -29,6 +29,8 @@ from jaxlm.train.run_dir import read_json
 from jaxlm.train.session import run_training
 from jaxlm.train.setup import Trainer, build_trainer
 
+MAX_TOGETHER = 8  # runs of one program: their states are in memory at once
+
 
 class Announcer(PlainDisplay):
     """Tells a controller how far a run is, one JSON line each time; says nothing to people."""
@@ -50,7 +52,9 @@ def train(job: Job, out: TextIO = sys.stdout) -> None:
     for runs in by_program(waiting):
         if how == "together":
             quiet = PlainDisplay(open(os.devnull, "w", encoding="utf-8"))
-            train_together(runs, lambda path, step: _tell(out, run=str(path), step=step), quiet)
+            tell = lambda path, step: _tell(out, run=str(path), step=step)
+            for i in range(0, len(runs), MAX_TOGETHER):
+                train_together(runs[i : i + MAX_TOGETHER], tell, quiet)
         else:
             _train_in_turn(runs, out)
 

@@ -61,9 +61,10 @@ def moderate(groups: Iterable[Sequence[float]]) -> Noise | None:
         return None
     variances, half = np.array([v for v, _ in known]), np.array([df / 2 for _, df in known])
     logs = np.log(variances) - psi(half) + np.log(half)
-    excess = float(np.var(logs, ddof=1) - polygamma(1, half).mean())
+    spread, alike = float(np.var(logs, ddof=1)), float(polygamma(1, half).mean())
+    excess = spread - alike
     # with few groups an excess of none may be luck: add its standard error
-    doubt = math.sqrt(2 / (len(known) - 1)) * float(np.var(logs, ddof=1))
+    doubt = math.sqrt(2 / (len(known) - 1)) * max(spread, alike)
     half_d0 = _trigamma_inverse(max(excess, 0.0) + doubt)
     sigma2 = math.exp(float(logs.mean()) + float(psi(half_d0)) - math.log(half_d0))
     return Noise(math.sqrt(sigma2), 2 * half_d0)
