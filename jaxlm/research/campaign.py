@@ -75,18 +75,8 @@ def run_campaign(question: Question, means: Means) -> list[Stage]:
     next_seed = (planned.protocol.seeds or (0,))[-1] + 1
     settings, kept = question.settings, _kept(stages[0])
     if question.larger and kept:
-        settings = question.larger
-        stages.append(
-            _next(
-                "gate",
-                settings,
-                stages,
-                Seeds(count=seeds.count, first=next_seed),
-                question,
-                means,
-                pilot,
-            )
-        )
+        settings, others = question.larger, Seeds(count=seeds.count, first=next_seed)
+        stages.append(_next("gate", settings, stages, others, question, means, pilot))
         next_seed, kept = next_seed + seeds.count, _kept(stages[-1])
     if question.rules.confirm and kept:
         fresh = Seeds(count=question.rules.confirm, first=next_seed)
