@@ -30,7 +30,7 @@ from jaxlm.telemetry.readable import markup
 from jaxlm.telemetry.svg import Series, line_chart
 
 HEADER = (
-    "world", "noise", "budget", "policy", "true gain", "/ greedy", "false keeps", "power",
+    "world", "noise", "budget", "policy", "true gain", "/ greedy", "of all", "false keeps", "power",
     "claimed / true", "compute",
 )  # fmt: skip
 SEEDS_APART = 1 << 20  # between worlds: more than a policy uses
@@ -55,6 +55,7 @@ class Row:
     gain_se: float
     ratio: float  # of true gains, to greedy's
     ratio_se: float
+    of_all: float  # share of what all good ideas of the world are worth together
     false_discovery: float  # share of false keeps among all keeps
     power: float
     inflation: float  # claimed / true, of sums over worlds
@@ -91,7 +92,8 @@ def bench_bank(
         sigma = bank.noise().sigma * factor
         progress("policies", i / len(todo), f"idea bank, noise {sigma:g}, budget {budget:g}")
         drawn: list[World] = [BankWorld(bank, seed + k, factor) for k in range(count)]
-        known = Knowledge(noise=Noise(sigma, 8), prior=prior or Prior())
+        believed = prior or Prior(mean_effect=3 * sigma)  # as on real runs: the noise is known
+        known = Knowledge(noise=Noise(sigma, 8), prior=believed)
         rows += _rows(names, "idea bank", sigma, budget, drawn, known, seed)
     progress("policies", 1.0, "")
     return rows
@@ -114,7 +116,14 @@ def _rows(
         )
         for name in dict.fromkeys([RIVAL, *names])
     }
-    return [_row(name, world, sigma, budget, scores[name], scores[RIVAL]) for name in names]
+    there = float(np.mean([best(w) for w in drawn]))
+    return [_row(name, world, sigma, budget, scores[name], scores[RIVAL], there) for name in names]
+
+
+def best(world: World) -> float:
+    """What all good ideas are worth together: no policy can gain more, where effects add up."""
+    effects = np.array([world.truth(frozenset({idea})) for idea in world.ideas])
+    return float(-effects[effects < 0].sum())
 
 
 def score(
@@ -131,8 +140,9 @@ def score(
 
 
 def _row(
-    name: str, world: str, sigma: float, budget: float, scores: np.ndarray, rival: np.ndarray
-) -> Row:
+    name: str, world: str, sigma: float, budget: float, scores: np.ndarray, rival: np.ndarray,
+    there: float,
+) -> Row:  # fmt: skip
     gain, claimed, keeps, false, good, spent = scores.T
     count = len(gain)
     root = math.sqrt(count)
@@ -143,6 +153,7 @@ def _row(
         gain_se=float(gain.std(ddof=1)) / root if count > 1 else math.nan,
         ratio=float(ratio),
         ratio_se=_ratio_se(gain, rival[:, 0], float(ratio)),
+        of_all=float(gain.mean()) / there if there else math.nan,
         false_discovery=float(false.sum() / max(1, keeps.sum())),
         power=float((keeps - false).sum() / max(1, good.sum())),
         inflation=float(claimed.sum() / gain.sum()) if gain.sum() else math.nan,
@@ -173,6 +184,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.policy,
         f"{row.gain * 1e3:.2f} +- {row.gain_se * 1e3:.2f}",
         f"{row.ratio:.2f} +- {row.ratio_se:.2f}",
+        f"{row.of_all:.0%}",
         f"{row.false_discovery:.0%}",
         f"{row.power:.2f}",
         f"{row.inflation:.2f}",

@@ -15,7 +15,7 @@ import numpy as np
 from jaxlm.research.policies.base import BASELINE, Knowledge, Losses, Outcome, Plan, Purse, Trial
 from jaxlm.research.policies.futility import Futility, share_interval
 
-FALSE_KILLS = 0.065  # mean predicted win probability of kills; 0.03 to 0.045 turn out to be so
+FALSE_KILLS = 0.08  # mean predicted win probability of kills; 0.02 to 0.04 turn out to be so
 MAX_P_WIN = 0.35  # of any one of them
 AUDIT = 0.07  # of would-be kills
 
@@ -40,7 +40,7 @@ class _State:
 def early_stop(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowledge) -> Plan:
     """Greedy over the ideas once; notes: saved share, audited kills, wrong ones, their interval."""
     first = knowledge.early_fraction
-    rungs = (first, (1 + first) / 2, 1.0)
+    rungs = tuple(first + (1 - first) * part for part in (0.0, 0.25, 0.5, 0.75, 1.0))
     purse = Purse(budget, knowledge.scale_costs)
     history = {f: Futility() for f in rungs[:-1]}
     state = _State(purse, seed, rungs, history, np.random.default_rng(seed))

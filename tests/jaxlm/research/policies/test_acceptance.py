@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxlm.bench.bank_replay import Stops, stops_of, total
 from jaxlm.bench.policies import Row, bench_simulated
 from jaxlm.research.policies.base import Knowledge, Purse, drive
 from jaxlm.research.policies.catalogue import policy
@@ -78,31 +79,21 @@ def test_intervals_of_the_claim_cover_the_truth(sigma: float) -> None:
     assert np.mean(hits) >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
-def early_stopping(sigma: float, count: int) -> tuple[float, float, float]:
-    """(compute saved, share of kills that would have won, share of intervals that cover it)."""
-    saved, wrong, kills, covered = [], 0, 0, 0
-    spec = dataclasses.replace(WORLDS["calibrated"], sigma=sigma)
+def early_stopping(sigma: float, count: int) -> Stops:
+    spec, found = dataclasses.replace(WORLDS["calibrated"], sigma=sigma), []
     for k in range(count):
         world = SimulatedWorld(spec, k)
         outcome = drive(early_stop(world.ideas, 125, k << 20, Knowledge()), world.run, Purse(125))
-        would = world.run([trial for trial, _ in outcome.killed])
-        lost = sum(
-            loss is not None and loss < bar
-            for loss, (_, bar) in zip(would, outcome.killed, strict=True)
-        )
-        share = lost / len(outcome.killed)
-        covered += outcome.notes["false_kill_low"] <= share <= outcome.notes["false_kill_high"]
-        saved.append(outcome.notes["saved_share"])
-        wrong, kills = wrong + lost, kills + len(outcome.killed)
-    return float(np.mean(saved)), wrong / kills, covered / count
+        found.append(stops_of(world, outcome))
+    return total(found)
 
 
-@pytest.mark.parametrize(("sigma", "least"), [(5e-4, 0.32), (1.3e-3, 0.35), (1.9e-3, 0.35)])
-def test_early_stopping_saves_a_third_and_knows_its_false_kills(sigma: float, least: float) -> None:
-    saved, false_kills, covered = early_stopping(sigma, 40)
-    assert saved >= least
-    assert false_kills <= 0.05
-    assert covered >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 40)
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_early_stopping_saves_a_third_and_knows_its_false_kills(sigma: float) -> None:
+    stops = early_stopping(sigma, 40)
+    assert stops.saved >= 0.35
+    assert stops.rate <= 0.05
+    assert stops.covered >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 40)
 
 
 @pytest.mark.parametrize(("sigma", "budget"), [(5e-4, 64), (1.3e-3, 160), (1.9e-3, 320)])

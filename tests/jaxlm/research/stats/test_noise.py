@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxlm.research.stats.noise import Noise, check_horizon, combine, pool, sample_size
+from jaxlm.research.stats.noise import Noise, check_horizon, combine, moderate, pool, sample_size
 
 
 def test_pooling_is_the_residual_variance_of_one_way_anova() -> None:
@@ -46,21 +46,34 @@ def test_sample_size_refuses_what_is_not_positive() -> None:
         sample_size(1.0, 0.0)
 
 
-def test_a_horizon_in_free_fall_is_refused_and_a_settled_one_is_not() -> None:
-    t = np.arange(10, 1510, 10.0)
-    settled = 1.9 + 4.0 * (t / 10) ** -0.8
-    falling = 5.5 - 3.0 / (1 + np.exp(-(t - 1450) / 60))  # a transition at the end
-    assert check_horizon(t, settled, 0.01).is_fit
-    refused = check_horizon(t, falling, 0.15)
-    assert not refused.is_fit and "train longer" in (refused.problem or "")
+def test_a_length_at_which_the_loss_still_falls_fast_is_refused() -> None:
+    settled = lambda n: 1.9 + 4.0 * (n / 10) ** -0.8
+    lengths = [375.0, 750.0, 1500.0, 1500.0]
+    found = check_horizon(lengths, [settled(n) for n in lengths], 5.5)
+    assert found.problem is None
+    assert found.slope == pytest.approx((settled(750) - settled(1500)) / math.log(2))
+    falling = check_horizon(lengths, [5.4, 5.0, 3.1, 3.3], 5.5)  # a transition at the end
+    assert falling.slope == pytest.approx(1.8 / math.log(2))
+    assert "seeds differ by when they fall" in (falling.problem or "")
+    assert check_horizon([1, 2], [3.0, 3.5], 2.0).fall == math.inf
+    with pytest.raises(ValueError, match="2 lengths"):
+        check_horizon([10, 10], [3, 2], 5.0)
 
 
-def test_a_horizon_whose_timing_outweighs_the_noise_is_refused() -> None:
-    t = np.arange(100, 10_100, 100.0)
-    loss = 3.0 + 3.0 * (t / 100) ** -0.5
-    slope = 0.5 * 3.0 * (t[-1] / 100) ** -0.5
-    assert check_horizon(t, loss, 0.01).slope == pytest.approx(slope, rel=0.05)
-    assert check_horizon(t, loss, 0.01).is_fit
-    assert "sigmas" in (check_horizon(t, loss, 1e-4).problem or "")
-    with pytest.raises(ValueError, match="3 points"):
-        check_horizon([1, 2, 3], [3, 2, 1], 0.1)
+def test_moderated_noise_finds_how_far_groups_agree() -> None:
+    rng = np.random.default_rng(2)
+    for d0 in (4.0, 20.0):
+        sds = 2.0 * np.sqrt(d0 / rng.chisquare(d0, 4000))
+        found = moderate([sd * rng.standard_normal(5) for sd in sds])
+        assert found is not None
+        assert found.df == pytest.approx(d0, rel=0.4)
+        assert found.sigma == pytest.approx(2.0, rel=0.05)
+
+
+def test_few_groups_are_not_taken_to_agree() -> None:
+    rng = np.random.default_rng(3)
+    few = [moderate(list(rng.standard_normal((3, 4)))) for _ in range(200)]
+    many = moderate(list(rng.standard_normal((300, 4))))
+    assert many is not None and max(noise.df for noise in few if noise) < many.df
+    assert moderate([[1.0, 2.0], [0.0, 3.0]]) is None
+    assert moderate([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]) is None  # arms that did nothing

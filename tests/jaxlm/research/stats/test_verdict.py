@@ -91,6 +91,31 @@ def test_runs_that_did_not_complete_have_no_metric() -> None:
     assert math.isnan(found["b"].effect) and "no seed completed" in found["b"].reason
 
 
+def test_an_arm_that_fails_on_a_seed_is_not_kept_on_the_others() -> None:
+    base = dict.fromkeys(range(4), 5.0)
+    arm: dict[int, float | None] = {0: 4.0, 1: 4.01, 2: 3.99, 3: None}
+    verdict = judge({"base": base, "a": arm}, "base", Rules())["a"]
+    assert verdict.decision == "inconclusive" and "1 of 4 seeds did not complete" in verdict.reason
+    assert judge({"base": base | {3: None}, "a": arm}, "base", Rules())["a"].decision == "keep"
+
+
+def test_no_worse_than_a_margin_is_the_one_sided_test_of_scipy() -> None:
+    rng, rules = np.random.default_rng(5), Rules(margin=0.4)
+    kept = []
+    for effect in (0.4, 0.0):
+        found = [judge(draw(rng, [effect], 6, sd=0.2), "base", rules)["arm0"] for _ in range(1000)]
+        kept.append(np.mean([v.decision == "keep" for v in found]))
+    assert kept[0] <= 0.025 + 2 * math.sqrt(0.025 / 1000) and kept[1] > 0.5
+    losses = draw(rng, [0.1], 6, sd=0.2)
+    d = np.array([losses["arm0"][s] - losses["base"][s] for s in range(6)])
+    verdict = judge(losses, "base", rules)["arm0"]
+    assert verdict.p_value == pytest.approx(
+        scipy.stats.ttest_1samp(d, 0.4, alternative="less").pvalue
+    )
+    with pytest.raises(ConfigError, match="margin"):
+        Rules(margin=0.0)
+
+
 def test_few_seeds_cannot_pass_the_sign_flip_test() -> None:
     losses = draw(np.random.default_rng(4), [-5.0], 5, sd=0.01)
     verdict = judge(losses, "base", Rules(test="sign_flip"))["arm0"]

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts err as rarely as they say, and the bench would notice if they did not."""
+
+import numpy as np
+
+from jaxlm.bench import calibration
+from jaxlm.bench.calibration import MOST, Row, bench_real, bench_simulated, table
+from jaxlm.research.bank import Bank
+from jaxlm.research.stats.verdict import Rules
+
+
+def test_a_thousand_comparisons_of_each_kind_err_in_at_most_one_of_twenty() -> None:
+    rows = bench_simulated(1000)
+    assert [row.kind for row in rows if not row.is_fit] == []
+    for row in rows:
+        if "peeking" not in row.kind:  # those hold at every look, and so are wider
+            assert 0.93 <= row.covered / row.count <= 0.97, row
+        assert row.covered / row.count >= 0.93
+
+
+def test_a_look_after_every_seed_at_intervals_for_one_look_would_show() -> None:
+    rng, draw = np.random.default_rng(0), calibration._draw(1, MOST)
+    row = calibration._row("peeking at a t interval", draw, Rules(), True, 1000, rng)
+    assert row.rate > 0.1 and "EXCEEDED" in "\n".join(table([row]))
+
+
+def bank(shift: float) -> Bank:
+    """Two configs of 80 seeds each, the later half of them shifted."""
+    rng = np.random.default_rng(0)
+    losses = rng.normal(2.0, 0.01, (2, 80, 2)) + shift * (np.arange(80) % 2)[None, :, None]
+    return Bank(("baseline", "x"), tuple(range(80)), (0.5, 1.0), (losses,))
+
+
+def test_real_runs_are_compared_in_disjoint_groups() -> None:
+    fixed, peeking = bench_real(bank(0.0))
+    assert fixed.count == peeking.count == 2 * 80 // 8
+    assert fixed.is_fit and peeking.is_fit
+    assert bench_real(bank(0.0), seeds=3)[0].count == 2 * (80 // 6)
+
+
+def test_the_allowance_is_two_standard_errors() -> None:
+    assert Row("", 100, 9, 90).is_fit and not Row("", 100, 10, 90).is_fit

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers of a cluster: one that is killed loses nothing, one that cannot be is told in a line."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxlm.core.errors import ConfigError
+from jaxlm.research import launch
+from jaxlm.research.launch import Workers
+from jaxlm.telemetry.writer import latest_rows
+from tests.e2e.workshop import ROOT, furnish, process
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    there = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not there, reason=f"{module} is not installed")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("alone")
+    furnish(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = process("train", "base.gin", "--run", "run", "--set", "TrainConfig.num_steps=40")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        pytest.param("ray", {"num_cpus": 1}, marks=needs("ray")),
+        pytest.param("slurm", {"cluster": "local", "timeout_min": 5}, marks=needs("submitit")),
+    ],
+)
+def test_a_killed_worker_of_a_cluster_loses_nothing(
+    alone: Path, where: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    furnish(tmp_path)
+    words = [sys.executable, "-m", "tests.jaxlm.research.on_cluster", where, json.dumps(options)]
+    command = ["env", f"PYTHONPATH={ROOT}", *words, "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    evaluation = json.loads(done.stdout.splitlines()[-1])["evaluation"]
+    losses = [
+        [row["train/loss_nats"] for row in latest_rows(path, "train")]
+        for path in (tmp_path / "run", alone)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 40
+    events = [row["event"] for row in latest_rows(tmp_path / "run", "event")]
+    assert "resumed" in events
+    final = json.loads((alone / "summary.json").read_text())["final"]
+    assert evaluation["eval/bpb"] == final["eval/bpb"]
+
+
+def test_what_is_not_installed_is_told_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    for where, extra in (("ray", "jaxlm[ray]"), ("slurm", "jaxlm[slurm]")):
+        with pytest.raises(ConfigError) as error:
+            Workers(1, where)
+        assert extra in str(error.value)
