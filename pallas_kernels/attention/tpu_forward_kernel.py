@@ -269,9 +269,9 @@ def _fold(
 ) -> State:
     """The accumulators after one more tile of keys.
 
-    Without a running maximum its place holds what rounding has added to the weights of tiles that
-    the mask cuts.  Rows of few keys, which end in such tiles, are divided by what they have summed:
-    the one weight of a row of one key is then exactly 1.
+    Rows of few keys end in tiles that the mask cuts; without a running maximum they are divided by
+    the sum of what has been multiplied, their rounded weights, so that the one weight of a row of
+    one key is exactly 1; in the place of the maximum stands what rounding has added to the sums.
     """
     J, V = v_JV.shape
     acc_QV, total_QL, peak_QL = state
@@ -285,19 +285,25 @@ def _fold(
     product = functools.partial(
         jnp.dot, precision=plan.precision, preferred_element_type=jnp.float32
     )
-    if (
-        plan.blocks.mxu_sums and has_peak
-    ):  # 128 more columns cost nothing where the matrix unit is 256 wide
-        ones_JL = jnp.ones((J, LANES), v_JV.dtype)
-        both = product(weights_QJ, jnp.concatenate([v_JV, ones_JL], axis=1))
-        return acc_QV + both[:, :V], total_QL + both[:, V:], peak_QL
-    in_lanes = lambda x_QJ: functools.reduce(
-        jnp.add, [x_QJ[:, x : x + LANES] for x in range(0, J, LANES)]
-    )
-    sum_QL = in_lanes(p_QJ)
+    is_summed = plan.blocks.mxu_sums and (has_peak or is_cut)
+    if is_summed:  # 128 more columns cost nothing where the matrix unit is 256 wide
+        v_JV = jnp.concatenate([v_JV, jnp.ones((J, LANES), v_JV.dtype)], axis=1)
+    both_QV = product(weights_QJ, v_JV)
+    acc_QV, rounded_QL = acc_QV + both_QV[:, :V], both_QV[:, V:]  # the whole in each lane
+    if is_summed and has_peak:
+        return acc_QV, total_QL + rounded_QL, peak_QL
+    sum_QL = _in_lanes(p_QJ)
     if is_cut and not has_peak and weights_QJ.dtype != p_QJ.dtype:
-        peak_QL += in_lanes(weights_QJ.astype(jnp.float32)) - sum_QL
-    return acc_QV + product(weights_QJ, v_JV), total_QL + sum_QL, peak_QL
+        rounded = rounded_QL / LANES if is_summed else _in_lanes(weights_QJ.astype(jnp.float32))
+        peak_QL += rounded - sum_QL
+    return acc_QV, total_QL + sum_QL, peak_QL
+
+
+def _in_lanes(x_QJ: jax.Array) -> jax.Array:
+    """Sums of a row, a part in each lane."""
+    return functools.reduce(
+        jnp.add, [x_QJ[:, at : at + LANES] for at in range(0, x_QJ.shape[1], LANES)]
+    )
 
 
 def _as_row(x_QL: jax.Array) -> jax.Array:

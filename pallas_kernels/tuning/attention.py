@@ -23,7 +23,7 @@ class ForwardBlocks:
     chunk: int  # keys held in vector memory at a time
     diagonal: int = 256  # online: rows of a step of the staircase at the diagonal
     bounded_diagonal: int = 256  # the same where scores are bounded
-    mxu_sums: bool = False  # online: row sums by the matrix unit rather than the vector unit
+    mxu_sums: bool = False  # online and cut tiles: row sums by the matrix unit, not the vector unit
     split_scale: bool = False  # online: scale folded into queries of twice the width
     parts: int = 1  # online: of a whole tile's queries, one's exponentials beside another's product
 
@@ -71,7 +71,7 @@ def forward_class(is_plain: bool, window: int | None) -> str:
 def _rule(chip: str, itemsize: int, is_plain: bool, window: int | None) -> ForwardBlocks:
     """By static schedule: jax 0.10.2, libtpu 0.0.42.1, bf16, head size 128, chunk to be filled in.
 
-    Online / bounded in ms, B=4, 16 heads, T=4096, causal: v5p 0.788 / 0.683, v6e 0.837 / 0.729,
+    Online / bounded in ms, B=4, 16 heads, T=4096, causal: v5p 0.788 / 0.676, v6e 0.837 / 0.724,
     tpu7x 0.718 / 0.587.  v5e has v5p's matrix units and takes its blocks.
     """
     is_wide = chip in ("v6e", "tpu7x")  # matrix units of 256 x 256 rather than 128 x 128

@@ -186,7 +186,7 @@ def test_the_error_in_bfloat16_is_no_larger_than_that_of_xla(seed, blocks, paths
     same = by_xla(*(jnp.swapaxes(x, 1, 2) for x in arrays[:3]))
     assert error <= relative_error(jnp.swapaxes(same, 1, 2), want_out)
     is_rounded = blocks.mxu_sums and paths == "online"
-    assert np.max(np.abs(lse - want_lse)) < (2.0**-9 if is_rounded else 2e-5)
+    assert np.max(np.abs(lse - want_lse)) < (2.0**-8 if is_rounded else 2e-5)
 
 
 @pytest.mark.parametrize("logit_bound", [0.0, 1000.0])
