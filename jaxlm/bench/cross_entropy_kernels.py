@@ -24,14 +24,15 @@ SHAPES = SPECS
 SMALL = 100  # cycles: guarded regions up to here move data and are taken to run in every step
 
 
-def choice(s: Spec, chip: str) -> Config:
-    return config(chip, s.R, s.V, s.D, 2, 2)
+def choice(s: Spec, chip: str, table_bytes: int = 2) -> Config:
+    """table_bytes: of an entry of the table, 2 or 4."""
+    return config(chip, s.R, s.V, s.D, 2, table_bytes)
 
 
-def ours(s: Spec, chip: str, blocks: Config | None = None) -> Work:
+def ours(s: Spec, chip: str, blocks: Config | None = None, table_bytes: int = 2) -> Work:
     """Loss, dx and the f32 gradient of the table: a sweep for the first chunk, one for the last,
-    and one for each chunk between."""
-    blocks = blocks or choice(s, chip)
+    and one for each chunk between.  A sweep takes the longer of its schedule and its bytes' way."""
+    blocks = blocks or choice(s, chip, table_bytes)
 
     def function(x: Any, table: Any, targets: Any, weights: Any) -> Any:
         task = Task(s.softcap, jnp.float32(0), None, None)
@@ -51,15 +52,17 @@ def ours(s: Spec, chip: str, blocks: Config | None = None) -> Work:
     rule = lambda runs: (
         lambda schedule, cores: _sweep(runs, kept * parts, schedule, num_cores(cores))
     )
+    table, dtable, kept_bytes = table_bytes * s.V * s.D, 4 * s.V * s.D, 2 * r * v * kept * parts
+    statistics = table + kept_bytes + 2 * r * s.D
+    gradients = table + 2 * dtable + kept_bytes + 2 * r * s.D + 4 * parts * r * s.D
+    both = statistics + gradients - table - dtable / max(chunks - 1, 1)  # the first adds to nothing
     kernels = (  # the shortest program first: statistics, gradients, both
-        Part("linear_cross_entropy", rule(first)),
-        Part("linear_cross_entropy", rule(sweep)),
-        Part("linear_cross_entropy", rule(sweep), chunks - 1),
+        Part("linear_cross_entropy", rule(first), 1, statistics),
+        Part("linear_cross_entropy", rule(sweep), 1, gradients),
+        Part("linear_cross_entropy", rule(sweep), chunks - 1, both),
     )
-    table, dtable, kept_bytes = 2 * s.V * s.D, 4 * s.V * s.D, 2 * r * v * kept * parts
-    moved = (chunks + 1) * table + (2 * chunks - 1) * dtable + 2 * chunks * kept_bytes
-    moved += chunks * (2 * 2 * r * s.D + 2 * 4 * parts * r * s.D)  # x twice, dx in f32
-    return Work(function, _arguments(s), kernels, moved, whole=("f32 logits", 4 * s.R * s.V))
+    whole = ("f32 logits", 4 * s.R * s.V)
+    return Work(function, _arguments(s, table_bytes), kernels, whole=whole)
 
 
 def _sweep(runs: Runs, kept: float, schedule: Schedule, cores: int) -> Callable[[Region], float]:
@@ -104,7 +107,8 @@ def chunked(s: Spec, chip: str) -> Work:
     return Work(function, _arguments(s), whole=("f32 logits", 4 * s.R * s.V))
 
 
-def _arguments(s: Spec) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _arguments(s: Spec, table_bytes: int = 2) -> tuple[jax.ShapeDtypeStruct, ...]:
     array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-    x, table = array(jnp.bfloat16, s.R, s.D), array(jnp.bfloat16, s.V, s.D)
+    table_dtype = jnp.bfloat16 if table_bytes == 2 else jnp.float32
+    x, table = array(jnp.bfloat16, s.R, s.D), array(table_dtype, s.V, s.D)
     return x, table, array(jnp.int32, s.R), array(jnp.float32, s.R)

@@ -42,9 +42,10 @@ def cost(work: Work, chip: str, folder: Path) -> dict[str, Any]:
     if work.parts:
         total = Cost()
         for part, schedule in _schedules(work.parts, folder):
-            total.add(schedule, part.rule(schedule, cores), part.calls, 0, *rates)
-        total.add(None, None, 1, work.hbm_bytes, *rates)
-        total.longer_s = max(total.schedule_s, total.hbm_s)  # kernels overlap the two
+            total.add(schedule, part.rule(schedule, cores), part.calls, part.hbm_bytes, *rates)
+        if work.hbm_bytes:
+            total.add(None, None, 1, work.hbm_bytes, *rates)
+            total.longer_s = max(total.schedule_s, total.hbm_s)  # kernels overlap the two
     else:
         text = compiled.as_text()
         parts, moved = work.parts_of(text) if work.parts_of else ((), 0)

@@ -16,6 +16,7 @@ from jaxlm.bench import cross_entropy_kernels as cross_entropy
 from jaxlm.bench import grouped_matmul_kernels as grouped
 from jaxlm.bench.kernel_runs import Work
 from jaxlm.bench.kernel_tables import public_blocks
+from pallas_kernels.attention.tpu_backward_blocks import backward_class
 from pallas_kernels.tuning.attention import forward_class
 
 Sizes = dict[str, Any]
@@ -51,25 +52,28 @@ class Kernel:
     def work(self, shape: str, chip: str, blocks: Sizes | None) -> Work:
         """What to compile; blocks None: ours as the tables say, a public one at its best known."""
         at = self.shapes[shape]
-        if self.choice is not None:
-            default = self.choice(at, chip)
-            return self.build(at, chip, blocks=type(default)(**blocks) if blocks else default)
-        return self.build(at, chip, **(blocks or self.best_known(shape, chip)))
+        sizes = blocks or self.standing(shape, chip)
+        if self.choice is None:
+            return self.build(at, chip, **sizes)
+        return self.build(at, chip, blocks=type(self.choice(at, chip))(**sizes))
 
-    def best_known(self, shape: str, chip: str) -> Sizes:
-        """Of a public kernel: of the table, else the first candidate, else of its own choice."""
-        tried = self.candidates(self.shapes[shape], chip)
-        return public_blocks(self.id, shape, chip) or (tried[0] if tried else {})
+    def standing(self, shape: str, chip: str) -> Sizes:
+        """Ours: what the tables give; a public one: of its table, else its first candidate."""
+        at = self.shapes[shape]
+        if self.choice is None:
+            tried = self.candidates(at, chip)
+            return public_blocks(self.id, shape, chip) or (tried[0] if tried else {})
+        stands = self.choice(at, chip)
+        return stands._asdict() if hasattr(stands, "_asdict") else dataclasses.asdict(stands)
 
     def tried(self, shape: str, chip: str) -> list[Sizes]:
         """Block sizes to try, what stands first for ours."""
         at = self.shapes[shape]
         if self.choice is None:
             return self.candidates(at, chip)
-        stands = self.choice(at, chip)
-        as_dict = stands._asdict() if hasattr(stands, "_asdict") else dataclasses.asdict(stands)
-        changed = [as_dict | change for change in self.candidates(at, chip)]
-        return [as_dict, *(some for some in changed if some != as_dict)]
+        stands = self.standing(shape, chip)
+        changed = [stands | change for change in self.candidates(at, chip)]
+        return [stands, *(some for some in changed if some != stands)]
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -79,7 +83,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-FORWARD_SIZES = ("queries", "keys", "diagonal", "bounded_diagonal", "mxu_sums", "split_scale")
+FORWARD_SIZES = (
+    "queries", "keys", "diagonal", "bounded_diagonal", "mxu_sums", "split_scale", "parts",
+)  # fmt: skip
 
 
 def _forward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
@@ -88,6 +94,13 @@ def _forward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
     if shape not in [attention.SHAPES[name] for name in names]:
         return None
     return "attention_forward", forward_class(not shape.has_ids, shape.window), FORWARD_SIZES
+
+
+def _backward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
+    if _forward_row(shape) is None:
+        return None
+    shape_class = backward_class(not shape.has_ids, shape.window)
+    return "attention_backward", shape_class, ("block_kv", "tile_q", "block_diag")
 
 
 def _cross_entropy_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
@@ -108,9 +121,15 @@ def _flash_blocks(shape: Any, chip: str) -> list[Sizes]:
     return [{"block_q": q, "block_kv": kv} for q, kv in pairs]
 
 
-def _splash_blocks(shape: Any, chip: str) -> list[Sizes]:
-    sizes = [(1024, 1024, 512), (2048, 2048, 1024), (1024, 1024, 256), (1024, 2048, 512)]
-    sizes += [(1024, 1024, 1024), (2048, 2048, 512), (512, 512, 512), (2048, 1024, 512)]
+def _splash_blocks(shape: Any, chip: str, *, is_backward: bool) -> list[Sizes]:
+    if shape.window is not None:
+        sizes = [(1024, 1024, 512), (512, 512, 512), (512, 1024, 512), (1024, 512, 512)]
+    elif is_backward:
+        sizes = [(1024, 1024, 512), (1024, 1024, 256), (2048, 2048, 1024), (512, 1024, 512)]
+        sizes += [(1024, 1024, 1024), (512, 512, 512), (1024, 2048, 512)]
+    else:
+        sizes = [(1024, 1024, 512), (2048, 2048, 1024), (1024, 1024, 256), (1024, 2048, 512)]
+        sizes += [(1024, 1024, 1024), (2048, 2048, 512), (512, 512, 512), (2048, 1024, 512)]
     names = ("block_q", "block_kv", "compute")
     return [dict(zip(names, some, strict=True)) for some in sizes]
 
@@ -178,14 +197,20 @@ def _all() -> list[Kernel]:
         for name, paths in (("ours", "online"), ("ours_bounded", "bounded"))
     ]  # fmt: skip
     kernels += [
-        Attention("backward", "ours", attention.backward, _backward_changes, attention.backward_choice),
+        Attention(
+            "backward", "ours", attention.backward, _backward_changes, attention.backward_choice,
+            _backward_row,
+        ),
         Attention("forward", "flash", public.flash, _flash_blocks),
     ]  # fmt: skip
     for direction, is_backward in (("forward", False), ("backward", True)):
         kernels += [
-            Attention(direction, name, partial(build, is_backward=is_backward), _splash_blocks)
+            Attention(
+                direction, name, partial(build, is_backward=is_backward),
+                partial(_splash_blocks, is_backward=is_backward),
+            )
             for name, build in (("splash", public.splash), ("tokamax", public.tokamax_splash))
-        ]
+        ]  # fmt: skip
         xla = partial(public.plain_xla, is_backward=is_backward)
         kernels.append(Attention(direction, "xla", xla))
     CrossEntropy = partial(Kernel, "cross_entropy", "both")
@@ -196,6 +221,11 @@ def _all() -> list[Kernel]:
             _cross_entropy_changes,
             cross_entropy.choice,
             _cross_entropy_row,
+        ),
+        CrossEntropy(
+            "ours_f32_table",
+            partial(cross_entropy.ours, table_bytes=4),
+            choice=partial(cross_entropy.choice, table_bytes=4),
         ),
         CrossEntropy("xla_products", cross_entropy.products),
         CrossEntropy("xla_chunked", cross_entropy.chunked),

@@ -71,6 +71,7 @@ class Part(NamedTuple):
     name: str  # part of its name in the dump
     rule: Rule
     calls: float = 1
+    hbm_bytes: float = 0  # that a call moves, if it is known by part
 
 
 class Work(NamedTuple):

@@ -110,8 +110,7 @@ def measure(kernel: str, shape: str, chip: str, blocks: dict[str, Any] | None = 
     """From the cache, or by compiling.  Raises ConfigError without libtpu, or if it is killed."""
     from jaxlm.bench.kernel_list import KERNELS
 
-    if blocks is None and KERNELS[kernel].choice is None:
-        blocks = KERNELS[kernel].best_known(shape, chip) or None
+    blocks = blocks or KERNELS[kernel].standing(shape, chip) or None
     path = _cached(kernel, shape, chip, blocks)
     if not path.exists():
         found = _compile(kernel, shape, chip, blocks)

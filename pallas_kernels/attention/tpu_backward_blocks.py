@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from pallas_kernels.tuning.table import tuned
+
 LANES = 128
 VMEM_BYTES = {"v5e": 110 << 20, "v6e": 110 << 20}  # of 128 MiB
 LEAST_VMEM_BYTES = 60 << 20  # of 64 MiB per core on v5p and tpu7x
@@ -46,7 +48,17 @@ def default_blocks(chip: str, dtype: jnp.dtype, has_diagonal: bool, window: int 
         blocks = Blocks(512, 512, 256)
     elif not has_diagonal:
         blocks = Blocks(1024, 512)
-    return blocks._replace(vmem_bytes=VMEM_BYTES.get(chip, LEAST_VMEM_BYTES))
+    shape_class = backward_class(has_diagonal, window)
+    found = tuned("attention_backward", chip, shape_class, jnp.dtype(dtype).name)
+    return blocks._replace(vmem_bytes=VMEM_BYTES.get(chip, LEAST_VMEM_BYTES), **found)
+
+
+def backward_class(has_diagonal: bool, window: int | None) -> str:
+    """Shapes that share a row of the table."""
+    diagonal = "causal" if has_diagonal else "masked"
+    if window is None:
+        return diagonal
+    return f"{diagonal}, window {'up to' if window <= 1024 else 'over'} 1024"
 
 
 def most_keys(H: int, V: int) -> int:

@@ -6,7 +6,8 @@ Legend: T query positions  H width of q and k  V width of v  Q queries of a bloc
 """
 
 import functools
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ LOG2_E = 1.4426950408889634
 BOUNDED = 96.0  # 2^-96 .. 2^96 leave 2^30 for the sums and the values before f32 ends
 LOWEST = -1e30  # where running maxima start: finite, so that hidden scores (-inf) give 0, not NaN
 
+Item = TypeVar("Item")
 State = tuple[jax.Array, jax.Array, jax.Array]  # acc, total and peak of some rows
 
 
@@ -59,7 +61,9 @@ class Refs(NamedTuple):
     lse: Any  # (1, Q)
     acc: Any  # (Q, V): sums of p v
     total: Any  # (Q, L): sums of p, a part in each lane (the whole in each with mxu_sums)
-    peak: Any  # (Q, L): running maximum, the same in all lanes
+    # (Q, L): running maximum, the same in all lanes; of bounded scores, what rounding has added to
+    # the weights (_fold)
+    peak: Any
     ids: Any  # (Q, L): ids of the queries, the same in all lanes, or None
 
     def read(self, rows: slice) -> State:
@@ -120,20 +124,46 @@ def _visit(plan: Plan, refs: Refs, has_peak: bool) -> None:
 def _tile(plan: Plan, refs: Refs, j: jax.Array, has_peak: bool, is_full: bool) -> None:
     """Adds tile j of the chunk to the accumulators."""
     Q, J = plan.blocks.queries, plan.blocks.keys
-    rows, keys = slice(0, Q), pl.ds(pl.multiple_of(j * J, J), J)
-    scores_QJ = _scores(plan, refs.q[...], refs.k[keys, :], has_peak)
-    if not is_full:
-        first_key = (pl.program_id(3) * plan.chunk_tiles + j) * J
-        first_query = refs.starts[pl.program_id(0)] + pl.program_id(2) * Q
-        query, key = (jax.lax.broadcasted_iota(jnp.int32, (Q, J), d) for d in (0, 1))
-        ids = (_across(refs.ids[...], J), refs.k_ids[:, keys]) if plan.has_ids else ()
-        visible = tile_mask(plan.mask, query + (first_query - first_key), key, *ids)
-        if plan.num_keys % J:
-            exists = key < plan.num_keys - first_key
-            visible = exists if visible is None else visible & exists
-        if visible is not None:
-            scores_QJ = jnp.where(visible, scores_QJ, -jnp.inf)
-    refs.write(rows, _fold(plan, refs.read(rows), scores_QJ, refs.v[keys, :], has_peak))
+    keys = pl.ds(pl.multiple_of(j * J, J), J)
+    part = Q // plan.blocks.parts if is_full and has_peak else Q
+
+    def look_up(at: int) -> jax.Array:
+        scores_QJ = _scores(plan, refs.q[at : at + part, :], refs.k[keys, :], has_peak)
+        return scores_QJ if is_full else _hide_by_position(plan, refs, j, keys, scores_QJ)
+
+    for at, scores_QJ in _one_ahead(range(0, Q, part), look_up):
+        rows = slice(at, at + part)
+        state = _fold(plan, refs.read(rows), scores_QJ, refs.v[keys, :], has_peak, not is_full)
+        refs.write(rows, state)
+
+
+def _hide_by_position(
+    plan: Plan, refs: Refs, j: jax.Array, keys: Any, scores_QJ: jax.Array
+) -> jax.Array:
+    """-inf for the hidden scores of the block's queries with the keys of tile j of the chunk."""
+    Q, J = scores_QJ.shape
+    first_key = (pl.program_id(3) * plan.chunk_tiles + j) * J
+    first_query = refs.starts[pl.program_id(0)] + pl.program_id(2) * Q
+    query, key = (jax.lax.broadcasted_iota(jnp.int32, (Q, J), d) for d in (0, 1))
+    ids = (_across(refs.ids[...], J), refs.k_ids[:, keys]) if plan.has_ids else ()
+    visible = tile_mask(plan.mask, query + (first_query - first_key), key, *ids)
+    if plan.num_keys % J:
+        exists = key < plan.num_keys - first_key
+        visible = exists if visible is None else visible & exists
+    return scores_QJ if visible is None else jnp.where(visible, scores_QJ, -jnp.inf)
+
+
+def _one_ahead(begins: Sequence[int], look_up: Callable[[int], Item]) -> Iterator[tuple[int, Item]]:
+    """Each with what is looked up for it, after the next one's has been asked for.
+
+    So the matrix unit has work while exponentials are taken.
+    """
+    following = look_up(begins[0])
+    for at, then in zip(begins, [*begins[1:], None], strict=True):
+        current = following
+        if then is not None:
+            following = look_up(then)
+        yield at, current
 
 
 def _staircase(
@@ -157,18 +187,14 @@ def _staircase(
         scores = _scores(plan, refs.q[at : at + step, :], refs.k[keys, :], has_peak)
         return _hide(scores, before, plan.mask), refs.v[keys, :]
 
-    begins = range(0, plan.blocks.queries, step)[::-1]
-    following = look_up(begins[0])
-    for at, then in zip(begins, [*begins[1:], None], strict=True):
-        rows, (scores, v) = slice(at, at + step), following
-        if then is not None:  # the matrix unit's work while these exponentials are taken
-            following = look_up(then)
+    for at, (scores, v) in _one_ahead(range(0, plan.blocks.queries, step)[::-1], look_up):
+        rows = slice(at, at + step)
         state = fresh = _start(plan, refs, rows, has_peak)
         if window is None:
             is_first = pl.program_id(2) == 0  # then there were no tiles, and nothing was written
             pairs = zip(fresh, refs.read(rows), strict=True)
             state = cast(State, tuple(jnp.where(is_first, *pair) for pair in pairs))
-        _finish(plan, refs, rows, _fold(plan, state, scores, v, has_peak), has_peak)
+        _finish(plan, refs, rows, _fold(plan, state, scores, v, has_peak, True), has_peak)
         if window is None:
             refs.write(rows, fresh)
 
@@ -204,9 +230,13 @@ def _start(plan: Plan, refs: Refs, rows: slice, has_peak: bool) -> State:
 def _finish(plan: Plan, refs: Refs, rows: slice, state: State, has_peak: bool) -> None:
     """Divides by the sums and writes some rows of the results."""
     acc_QV, total_QL, peak_QL = state
+    over_lanes = lambda x_QL: jnp.broadcast_to(jnp.sum(x_QL, axis=1, keepdims=True), x_QL.shape)
     if not (plan.blocks.mxu_sums and has_peak):
-        total_QL = jnp.broadcast_to(jnp.sum(total_QL, axis=1, keepdims=True), total_QL.shape)
-    inverse_QL = jnp.where(total_QL == 0.0, 0.0, 1.0 / total_QL)
+        total_QL = over_lanes(total_QL)
+    divisor_QL = total_QL
+    if not has_peak:
+        divisor_QL, peak_QL = total_QL + over_lanes(peak_QL), jnp.zeros_like(peak_QL)
+    inverse_QL = jnp.where(total_QL == 0.0, 0.0, 1.0 / divisor_QL)
     refs.out[rows, :] = (acc_QV * _across(inverse_QL, acc_QV.shape[1])).astype(refs.out.dtype)
     refs.lse[:, rows] = (_as_row(peak_QL) + jnp.log2(_as_row(total_QL))) / LOG2_E
 
@@ -234,8 +264,15 @@ def _scores(plan: Plan, q_QH: jax.Array, k_JH: jax.Array, has_peak: bool) -> jax
     return scores_QJ if plan.softcap is None else jnp.tanh(scores_QJ) * (plan.softcap * LOG2_E)
 
 
-def _fold(plan: Plan, state: State, scores_QJ: jax.Array, v_JV: jax.Array, has_peak: bool) -> State:
-    """The accumulators after one more tile of keys."""
+def _fold(
+    plan: Plan, state: State, scores_QJ: jax.Array, v_JV: jax.Array, has_peak: bool, is_cut: bool
+) -> State:
+    """The accumulators after one more tile of keys.
+
+    Rows of few keys end in tiles that the mask cuts; without a running maximum they are divided by
+    the sum of what has been multiplied, their rounded weights, so that the one weight of a row of
+    one key is exactly 1; in the place of the maximum stands what rounding has added to the sums.
+    """
     J, V = v_JV.shape
     acc_QV, total_QL, peak_QL = state
     if has_peak:
@@ -248,14 +285,25 @@ def _fold(plan: Plan, state: State, scores_QJ: jax.Array, v_JV: jax.Array, has_p
     product = functools.partial(
         jnp.dot, precision=plan.precision, preferred_element_type=jnp.float32
     )
-    if (
-        plan.blocks.mxu_sums and has_peak
-    ):  # 128 more columns cost nothing where the matrix unit is 256 wide
-        ones_JL = jnp.ones((J, LANES), v_JV.dtype)
-        both = product(weights_QJ, jnp.concatenate([v_JV, ones_JL], axis=1))
-        return acc_QV + both[:, :V], total_QL + both[:, V:], peak_QL
-    parts = [p_QJ[:, x : x + LANES] for x in range(0, J, LANES)]
-    return acc_QV + product(weights_QJ, v_JV), functools.reduce(jnp.add, parts, total_QL), peak_QL
+    is_summed = plan.blocks.mxu_sums and (has_peak or is_cut)
+    if is_summed:  # 128 more columns cost nothing where the matrix unit is 256 wide
+        v_JV = jnp.concatenate([v_JV, jnp.ones((J, LANES), v_JV.dtype)], axis=1)
+    both_QV = product(weights_QJ, v_JV)
+    acc_QV, rounded_QL = acc_QV + both_QV[:, :V], both_QV[:, V:]  # the whole in each lane
+    if is_summed and has_peak:
+        return acc_QV, total_QL + rounded_QL, peak_QL
+    sum_QL = _in_lanes(p_QJ)
+    if is_cut and not has_peak and weights_QJ.dtype != p_QJ.dtype:
+        rounded = rounded_QL / LANES if is_summed else _in_lanes(weights_QJ.astype(jnp.float32))
+        peak_QL += rounded - sum_QL
+    return acc_QV, total_QL + sum_QL, peak_QL
+
+
+def _in_lanes(x_QJ: jax.Array) -> jax.Array:
+    """Sums of a row, a part in each lane."""
+    return functools.reduce(
+        jnp.add, [x_QJ[:, at : at + LANES] for at in range(0, x_QJ.shape[1], LANES)]
+    )
 
 
 def _as_row(x_QL: jax.Array) -> jax.Array:

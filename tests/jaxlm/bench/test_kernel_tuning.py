@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from jaxlm.bench import kernels
+from jaxlm.bench import kernel_tuning, kernels
 from jaxlm.bench.kernel_list import KERNELS
 from jaxlm.bench.kernel_tables import keep_row, read_rows
-from jaxlm.bench.kernel_tuning import search_table, winner
+from jaxlm.bench.kernel_tuning import keep_ours, search_table, winner
 from jaxlm.bench.kernels import Row, as_json, combinations, measure, ratio, selected, table
 from jaxlm.core.errors import ConfigError
 from pallas_kernels.tuning import table as tuning
@@ -77,6 +77,28 @@ def test_a_row_takes_the_place_of_its_like(tmp_path: Path) -> None:
         keep_row(path, {"kernel": "b", "chip": "v6e", "score": score}, ("kernel", "chip"))
         keep_row(path, {"kernel": "a", "chip": "v6e", "score": 0}, ("kernel", "chip"))
     assert [(r["kernel"], r["score"]) for r in read_rows(path)] == [("a", 0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize("shape", ["causal_4k", "window_8k", "documents_8k"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_what_a_search_keeps_is_what_the_kernel_then_takes(
+    direction: str, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = KERNELS[f"attention/{direction}/ours"]
+    stands, *_, better = kernel.tried(shape, "v5p")
+    scores = [(1.0, stands), (0.5, better)]
+    found = [Row(shape, kernel.id, "v5p", COST | {"predicted_ms": ms}, "", b) for ms, b in scores]
+    for module in (tuning, kernel_tuning):
+        monkeypatch.setattr(module, "PATH", tmp_path / "blocks.json")
+    keep_ours(found)
+    tuning._rows.cache_clear()
+    try:
+        assert kernel.standing(shape, "v5p") == better != stands
+        assert kernel.standing(shape, "v6e") != better
+    finally:
+        monkeypatch.undo()
+        tuning._rows.cache_clear()
+    assert kernel.standing(shape, "v5p") == stands
 
 
 def test_a_row_of_the_table_decides_the_blocks(

@@ -23,6 +23,7 @@ from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.tpu_forward import forward
 from pallas_kernels.tuning.attention import ForwardBlocks, forward_blocks
 from tests.reference.compare import quick, relative_error
+from tests.reference.covering import covering
 
 INTERPRET = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
@@ -34,6 +35,7 @@ TINY = ForwardBlocks(queries=128, keys=128, chunk=512, diagonal=128, bounded_dia
 SMALL = ForwardBlocks(queries=256, keys=128, chunk=1024, diagonal=128, bounded_diagonal=256)
 CHUNKS = dataclasses.replace(SMALL, chunk=256)
 WIDE = dataclasses.replace(TINY, mxu_sums=True, split_scale=True)
+PARTS = dataclasses.replace(SMALL, parts=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,13 +57,14 @@ class Case:
     spread: float = 1.0  # of queries and keys: 1 leaves the scores bounded, 20 does not
     blocks: ForwardBlocks = TINY
     paths: str = "online"
+    seed: int = 0
 
     @property
     def num_keys(self) -> int:
         return self.T if self.S is None else self.S
 
     def arrays(self) -> list[np.ndarray]:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(self.seed)
         draw = lambda *shape: rng.normal(size=shape)
         q = self.spread * draw(self.B, self.N, self.T, self.H)
         k = self.spread * draw(self.B, self.K, self.num_keys, self.H)
@@ -141,6 +144,7 @@ CASES = {
     "staircase_beyond_the_bound": Case(T=300, spread=20.0, paths="both"),
     "staircase_in_chunks": Case(T=500, blocks=CHUNKS),
     "staircase_of_bounded_scores": Case(T=300, blocks=SMALL, paths="bounded", has_sinks=True),
+    "parts_of_a_tile": Case(T=600, blocks=PARTS, paths="both", has_sinks=True),
     "one_position": Case(T=1, paths="bounded"),
     "one_query": Case(T=1, S=200, q_start=199),
     "queries_before_all_keys": Case(B=2, T=129, S=200, q_start=(5, -70), k_start=3),
@@ -163,14 +167,16 @@ def test_out_and_lse_agree_with_float64(case):
 
 @pytest.mark.parametrize("paths", ["online", "bounded"])
 @pytest.mark.parametrize("blocks", [TINY, WIDE], ids=["vector_sums", "matrix_sums"])
-def test_the_error_in_bfloat16_is_that_of_two_roundings(blocks, paths):
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_in_bfloat16_is_no_larger_than_that_of_xla(seed, blocks, paths):
     """Probabilities and the result are rounded to bf16 by 2^-9 each, as XLA rounds them.
 
-    The largest weight of a row is 1 where a maximum is taken, and exact: the error is then no
-    larger than XLA's, and up to 1.08 of it where scores are bounded (eight draws).
+    The largest weight of a row is exactly 1 where a maximum is taken; where scores are bounded,
+    rows of few keys are divided by the sum of their rounded weights (0.87 and 0.93 of XLA's error,
+    at most 0.91 and 0.98, in forty draws by NumPy).
     lse has f32's accuracy, but for sums by the matrix unit, which are of rounded probabilities.
     """
-    case = Case(T=256, H=128, V=128, blocks=blocks, paths=paths)
+    case = Case(T=256, H=128, V=128, blocks=blocks, paths=paths, seed=seed)
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in case.arrays()]
     out, lse = run(case, arrays)
     want_out, want_lse = expected(case, arrays)
@@ -178,10 +184,9 @@ def test_the_error_in_bfloat16_is_that_of_two_roundings(blocks, paths):
     assert error < 2.0**-8
     by_xla = quick(functools.partial(reference.attention, scale=case.H**-0.5))
     same = by_xla(*(jnp.swapaxes(x, 1, 2) for x in arrays[:3]))
-    slack = 1.1 if paths == "bounded" else 1.0
-    assert error <= slack * relative_error(jnp.swapaxes(same, 1, 2), want_out)
+    assert error <= relative_error(jnp.swapaxes(same, 1, 2), want_out)
     is_rounded = blocks.mxu_sums and paths == "online"
-    assert np.max(np.abs(lse - want_lse)) < (2.0**-9 if is_rounded else 2e-5)
+    assert np.max(np.abs(lse - want_lse)) < (2.0**-8 if is_rounded else 2e-5)
 
 
 @pytest.mark.parametrize("logit_bound", [0.0, 1000.0])
@@ -241,24 +246,40 @@ def test_blocks_fit_the_arrays_and_the_staircase():
         for H, is_plain in itertools.product((64, 128, 192, 256), (True, False)):
             b = forward_blocks(chip, T, T, H, H, itemsize, is_plain, window)
             assert b.chunk % b.keys == 0 and b.queries % 128 == 0 and b.keys % 128 == 0
+            assert b.queries % (128 * b.parts) == 0
             assert b.queries % b.diagonal == 0 and b.queries % b.bounded_diagonal == 0
             assert not is_plain or (b.queries % b.keys == 0 and b.chunk % b.queries == 0)
 
 
+def _brief(value):
+    return {SMALL: "small", CHUNKS: "chunks", WIDE: "wide"}.get(value, str(value))
+
+
+FEATURES = {
+    "blocks": [SMALL, CHUNKS, WIDE],
+    "T": [1, 127, 129, 1000],
+    "window": [None, 5, 400],
+    "paths": ["online", "bounded"],
+    "causal": [True, False],
+    "has_documents": [False, True],
+    "softcap": [None, 3.0],
+}
+TRIPLES = covering(3, FEATURES)  # their product, 576 cases, takes more than an hour
+
+
+def test_every_three_features_meet_in_every_way():
+    for names in itertools.combinations(FEATURES, 3):
+        met = {tuple(case[name] for name in names) for case in TRIPLES}
+        assert met == set(itertools.product(*(FEATURES[name] for name in names)))
+    assert len(TRIPLES) < 64
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("paths", ["online", "bounded"])
-@pytest.mark.parametrize("T", [1, 127, 129, 1000])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 5, 400])
-@pytest.mark.parametrize("has_documents", [False, True])
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("blocks", [SMALL, CHUNKS, WIDE], ids=["small", "chunks", "wide"])
-def test_product_of_the_features(paths, T, causal, window, has_documents, softcap, blocks):
-    lengths = (T // 3, 1, T - T // 3 - 1) if has_documents and T > 2 else None
-    H = 128 if blocks == WIDE else 64
-    check(
-        Case(
-            **dict(T=T, N=2, H=H, V=H, causal=causal, window=window, lengths=lengths),
-            **dict(softcap=softcap, blocks=blocks, paths=paths, has_sinks=T == 129),
-        )
-    )
+@pytest.mark.parametrize("case", TRIPLES, ids=lambda case: "-".join(map(_brief, case.values())))
+def test_features_together(case):
+    T, H = case["T"], 128 if case["blocks"] == WIDE else 64
+    features = {
+        name: case[name] for name in ("blocks", "T", "window", "paths", "causal", "softcap")
+    }
+    lengths = (T // 3, 1, T - T // 3 - 1) if case["has_documents"] and T > 2 else None
+    check(Case(**features, N=2, H=H, V=H, lengths=lengths, has_sinks=T == 129))
