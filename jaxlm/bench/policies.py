@@ -91,7 +91,8 @@ def bench_bank(
         sigma = bank.noise().sigma * factor
         progress("policies", i / len(todo), f"idea bank, noise {sigma:g}, budget {budget:g}")
         drawn: list[World] = [BankWorld(bank, seed + k, factor) for k in range(count)]
-        known = Knowledge(noise=Noise(sigma, 8), prior=prior or Prior())
+        believed = prior or Prior(mean_effect=3 * sigma)  # as on real runs: the noise is known
+        known = Knowledge(noise=Noise(sigma, 8), prior=believed)
         rows += _rows(names, "idea bank", sigma, budget, drawn, known, seed)
     progress("policies", 1.0, "")
     return rows

@@ -2,141 +2,249 @@
 """`jaxlm ablate CONFIG --vary FIELD=[A,B]`: does a change help, by how much, and how sure is that?"""
 
 import argparse
-import itertools
-import re
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.common import add_config_arguments
-from jaxlm.config import RunConfig, resolve
 from jaxlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxlm.research.campaign import Setting
+    from jaxlm.cli.arms import Base
+    from jaxlm.research.campaign import Question, Stage
+    from jaxlm.research.plan import Rules
+    from jaxlm.research.runner import Means
 
-UNITS = ("flops", "tokens")
+DEFAULT_POLICY = "adaptive"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument(
-        "--vary", action="append", default=[], metavar="FIELD=[A,B]", required=True,
+    group = parser.add_argument_group("arms")
+    group.add_argument(
+        "--vary", action="append", default=[], metavar="FIELD=[A,B]",
         help="values to try against the config as it is, e.g. OptimConfig.peak_lr=[1e-3,2e-3]; "
         "given again, all combinations",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=4, help="of each arm (default %(default)s)")
-    parser.add_argument(
-        "--budget", metavar="N(flops|tokens)", help="of all runs together, e.g. 2e15flops"
-    )
-    parser.add_argument(
-        "--smallest-effect", type=float, default=0.0, metavar="X",
-        help="in units of the metric: a gain below it is not worth keeping (default %(default)s)",
+    group.add_argument(
+        "--idea", action="append", default=[], metavar="'NAME: F=V; F=V'",
+        help="an arm that sets several fields; repeatable",
     )  # fmt: skip
-    parser.add_argument("--metric", default="eval/bpb", help="(default %(default)s)")
-    parser.add_argument("--hypothesis", default="", help="what you expect, in words; kept")
-    parser.add_argument(
+    _add_question(parser.add_argument_group("question"))
+    _add_protocol(parser.add_argument_group("protocol"))
+    group = parser.add_argument_group("work")
+    group.add_argument(
         "--project",
         type=Path,
         default=Path("research"),
         help="ledger and runs (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--workers", type=int, default=1, help="processes side by side (default %(default)s)"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--on", default="local", metavar="local|ray|slurm", help="where (default %(default)s)"
+    )
+    group.add_argument(
+        "--worker-option", action="append", default=[], metavar="KEY=VALUE",
+        help="of each Ray task (num_gpus=1) or SLURM job (slurm_partition=gpu); repeatable",
+    )  # fmt: skip
+    group.add_argument(
         "--how", choices=("auto", "in turn", "together"), default="auto",
         help="runs of one shape: one after the other, or vmapped into one program "
         "(default: in turn on a CPU)",
     )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="print the protocol, train nothing")
+    group.add_argument("--dry-run", action="store_true", help="print the protocol, train nothing")
+
+
+def _add_question(group: Any) -> None:
+    group.add_argument("--metric", default="eval/bpb", help="(default %(default)s)")
+    group.add_argument(
+        "--smallest-effect", type=float, default=0.0, metavar="X",
+        help="in units of the metric: a gain below it is not worth keeping (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-worse-than", type=float, metavar="X",
+        help="arms are simplifications: keep what costs less than X",
+    )  # fmt: skip
+    group.add_argument("--hypothesis", default="", help="what you expect, in words; kept")
+    group.add_argument(
+        "--predict", metavar="EFFECT,LOW,HIGH", help="what you expect, in numbers; kept and scored"
+    )
+
+
+def _add_protocol(group: Any) -> None:
+    group.add_argument(
+        "--seeds", default="4", metavar="N|auto",
+        help="of each arm; auto: as many as find --smallest-effect (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-seeds", type=int, metavar="M",
+        help="add seeds to arms that are not settled, up to M; intervals then hold at every look",
+    )  # fmt: skip
+    group.add_argument(
+        "--budget", metavar="N(flops|tokens|seconds|runs)", help="of all runs, e.g. 2e15flops, 600s"
+    )
+    group.add_argument(
+        "--promote", action="append", default=[], metavar="FILE.gin|FIELD=VALUE",
+        help="a larger scale: what is kept is adopted only if it holds there too; repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--confirm", type=int, default=0, metavar="N",
+        help="measure the gain of what is kept on N fresh seeds; nothing else is claimed",
+    )  # fmt: skip
+    group.add_argument(
+        "--policy", nargs="?", const=DEFAULT_POLICY, metavar="NAME",
+        help="choose among the arms' ideas within --budget instead of running all of them: "
+        f"{DEFAULT_POLICY} (if no name is given), early-stop, asha, halving, replicate-all, greedy, ...",
+    )  # fmt: skip
+    group.add_argument(
+        "--any-horizon", action="store_true",
+        help="go on where the pilot says that the loss still moves too fast at this length",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     from jaxlm.research.ablation_page import write_ablation
-    from jaxlm.research.campaign import Rules, conclude, dump, execute, plan
-    from jaxlm.research.ledger import Ledger
-    from jaxlm.research.review import review, table
+    from jaxlm.research.ablation_table import table
+    from jaxlm.research.campaign import run_campaign
+    from jaxlm.research.launch import Workers
+    from jaxlm.research.plan import Seeds, dump, plan
+    from jaxlm.research.runner import Means
     from jaxlm.telemetry.display import make_display
 
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds must be >= 1, got {args.seeds}")
-    if args.workers < 1:
-        raise ConfigError(f"--workers must be >= 1, got {args.workers}")
-    settings = _settings(args)
-    base = settings[0].config
-    flops = _budget(args.budget, base)
-    rules = Rules(
-        metric=args.metric, smallest_effect=args.smallest_effect, hypothesis=args.hypothesis
-    )
-    display = make_display()
-    with display:
-        planned = plan(settings, args.seeds, flops, rules, args.project, display.progress)
-        if args.dry_run:
-            print(dump(planned))
-            return 0
-        records = execute(
-            planned, args.project, "the command's user", display.progress, args.workers, args.how
+    base, rules, workers = _base(args), _rules(args), Workers(args.workers, args.on, _options(args))
+    question = _question(args, base, rules)
+    if args.dry_run:
+        print(dump(plan(question.settings, question.seeds or Seeds(count=2), rules, args.project)))
+        return 0
+    with make_display() as display:
+        means = Means(
+            project=args.project, progress=display.progress, workers=workers, how=args.how
         )
-    ledger = Ledger(args.project / "ledger.jsonl")
-    found = review(planned.protocol, records, ledger)
-    conclude(ledger, found)
-    page = write_ablation(planned.protocol, found, records, args.project)
-    print("\n".join(table(planned.protocol, found)))
+        stages = (
+            [_search(args, question, base, means)] if args.policy else run_campaign(question, means)
+        )
+    page = write_ablation(stages, args.project)
+    print("\n".join(table(stages)))
     print(f"report: {page}")
     return 0
 
 
-def _settings(args: argparse.Namespace) -> list["Setting"]:
-    """The baseline, then every combination of the varied values that is not the baseline."""
-    from jaxlm.cli.gin_edge import load
-    from jaxlm.research.campaign import Setting
-    from jaxlm.research.records import BASELINE
+def _search(
+    args: argparse.Namespace, question: "Question", base: "Base", means: "Means"
+) -> "Stage":
+    from jaxlm.cli.arms import ideas_of, merged
+    from jaxlm.config import RunConfig
+    from jaxlm.research.search import search_campaign
 
-    base = load(args.config, args.overrides)
-    settings = [Setting(BASELINE, {}, base)]
-    fields = [_split(text) for text in args.vary]
-    for values in itertools.product(*(values for _, values in fields)):
-        changes = dict(zip((field for field, _ in fields), values, strict=True))
-        texts = [f"{field} = {value}" for field, value in changes.items()]
-        config = load(args.config, [*args.overrides, *texts])
-        name = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in changes.items())
-        if config.config_id == base.config_id:
-            settings[0] = Setting(BASELINE, changes, base)
-        else:
-            settings.append(Setting(name, changes, config))
-    return settings
+    ideas = ideas_of(args.vary, args.idea)
+    scales = [base, *([base.larger(args.promote)] if args.promote else [])]
 
+    def config_of(arm: frozenset[str], scale: int) -> RunConfig | None:
+        changes = merged(ideas[name] for name in sorted(arm))
+        try:
+            return None if changes is None else scales[scale].config(changes)
+        except ConfigError:  # each works alone, not together
+            return None
 
-def _split(text: str) -> tuple[str, list[str]]:
-    """("OptimConfig.peak_lr", ["1e-3", "2e-3"]): gin expressions, cut at commas outside of brackets."""
-    field, equals, values = text.partition("=")
-    values = values.strip()
-    if not equals or not values.startswith("[") or not values.endswith("]"):
-        raise ConfigError(f"--vary {text!r}: write FIELD=[A,B], such as OptimConfig.peak_lr=[1e-3]")
-    parts, depth, quote = [""], 0, ""
-    for char in values[1:-1]:
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        else:
-            depth += (char in "([{") - (char in ")]}")
-        if char == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += char
-    parts = [part.strip() for part in parts if part.strip()]
-    if not parts:
-        raise ConfigError(f"--vary {text!r} names no value")
-    return field.strip(), parts
+    return search_campaign(question, args.policy, config_of, means)
 
 
-def _budget(text: str | None, config: RunConfig) -> float | None:
-    """In FLOPs; tokens are counted at the baseline's cost."""
+def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Question":
+    from jaxlm.cli.arms import arms_of, check_combine, ideas_of, settings
+    from jaxlm.research.campaign import Question
+    from jaxlm.research.plan import check_distinct, check_metric
+    from jaxlm.research.policies.catalogue import COMBINE, policy
+
+    if not args.vary and not args.idea:
+        raise ConfigError("nothing to try; give --vary FIELD=[A,B] or --idea 'NAME: FIELD=VALUE'")
+    seeds = _seeds(args)
+    arms = (ideas_of if args.policy else arms_of)(args.vary, args.idea)
+    if args.policy:
+        policy(args.policy)
+        if args.policy in COMBINE:
+            check_combine(arms)
+    found = settings(base, arms)
+    check_metric(rules.metric)
+    check_distinct(found)
+    larger = settings(base.larger(args.promote), arms) if args.promote else []
+    return Question(settings=found, larger=larger, seeds=seeds, rules=rules)
+
+
+def _base(args: argparse.Namespace) -> "Base":
+    from jaxlm.cli.arms import Base
+
+    return Base(tuple(args.config), tuple(args.overrides))
+
+
+def _seeds(args: argparse.Namespace) -> Any:
+    from jaxlm.research.plan import Seeds
+
+    if args.seeds == "auto":
+        if not (args.smallest_effect or args.no_worse_than):
+            raise ConfigError(
+                "--seeds auto needs --smallest-effect X: the effect that it is to find"
+            )
+        if args.max_seeds is not None:
+            raise ConfigError("--seeds auto and --max-seeds exclude each other; give one of them")
+        return None
+    if not args.seeds.isdecimal() or int(args.seeds) < 1:
+        raise ConfigError(f"--seeds must be a number >= 2 or auto, got {args.seeds!r}")
+    count = int(args.seeds)
+    if count == 1:
+        raise ConfigError(
+            "--seeds 1 can conclude nothing: one seed tells neither the noise nor the sign of an "
+            "effect; take at least 2, or --seeds auto"
+        )
+    if args.max_seeds is not None and args.max_seeds <= count:
+        raise ConfigError(f"--max-seeds must be above --seeds {count}, got {args.max_seeds}")
+    return Seeds(count=count, most=args.max_seeds)
+
+
+def _rules(args: argparse.Namespace) -> "Rules":
+    from jaxlm.research.budget import parse
+    from jaxlm.research.plan import Rules
+
+    if not 0 <= args.smallest_effect < float("inf"):
+        raise ConfigError(f"--smallest-effect must be >= 0, got {args.smallest_effect}")
+    if args.no_worse_than is not None and not 0 < args.no_worse_than < float("inf"):
+        raise ConfigError(f"--no-worse-than must be > 0, got {args.no_worse_than}")
+    if args.no_worse_than and args.smallest_effect:
+        raise ConfigError(
+            "--no-worse-than and --smallest-effect exclude each other: arms either simplify or improve"
+        )
+    if args.confirm < 0 or args.confirm == 1:
+        raise ConfigError(f"--confirm must be 0 or at least 2 seeds, got {args.confirm}")
+    return Rules(
+        metric=args.metric, smallest_effect=args.smallest_effect, margin=args.no_worse_than,
+        hypothesis=args.hypothesis, predicted=_prediction(args.predict),
+        budget=parse(args.budget) if args.budget is not None else None,
+        any_horizon=args.any_horizon, promote=tuple(args.promote), confirm=args.confirm,
+    )  # fmt: skip
+
+
+def _prediction(text: str | None) -> tuple[float, float, float] | None:
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]+)", text.strip().lower())
-    if match is None or match[2] not in UNITS:
-        raise ConfigError(f"--budget {text!r}: write a number and {' or '.join(UNITS)}")
-    amount = float(match[1])
-    return amount if match[2] == "flops" else amount * resolve(config, 1).train_flops_per_token
+    try:
+        effect, low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        effect, low, high = 0.0, 1.0, 0.0
+    if not low <= effect <= high:
+        raise ConfigError(f"--predict {text!r}: write EFFECT,LOW,HIGH, such as -0.02,-0.04,0")
+    return effect, low, high
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Numbers as numbers, everything else as text."""
+    found: dict[str, Any] = {}
+    for text in args.worker_option:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--worker-option {text!r}: write KEY=VALUE, such as num_gpus=1")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found

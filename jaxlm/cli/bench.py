@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jaxlm bench step | loop | members | loader | start | kernels`: figures with the command that made them."""
+"""`jaxlm bench WHAT`: figures with the command that made them."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ from jaxlm.cli.common import add_config_arguments, add_device_arguments, set_up_
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.typed import nearest
 
+GATE_RUNS = (16, 32, 64)  # at the larger scale
 WHAT = {
     "step": "the bare jitted step: tokens/s, share of the machine's matrix limit, where time goes",
     "loop": "the real loop as a share of the bare step, and recompilations",
@@ -19,6 +20,7 @@ WHAT = {
     "members": "eight runs of one shape: in turn, or together in one vmapped program",
     "start": "CPU time of --help; seconds to the first update, cold and warm",
     "policies": "ways to choose among ideas, at equal compute, where the truth is known (no config)",
+    "calibration": "how often verdicts err where there is nothing to find (no config)",
     "kernels": "TPU kernels beside the public ones, predicted from the compiler's schedule (no config)",
 }
 
@@ -53,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--count", type=int, default=50, help="worlds drawn of each kind (default %(default)s)"
     )
-    group.add_argument("--bank", metavar="FILE", help="replay this idea bank instead of worlds")
+    group.add_argument(
+        "--bank", metavar="FILE",
+        help="policies: replay this idea bank instead of worlds; calibration: real A/A comparisons too",
+    )  # fmt: skip
     group.add_argument("--html", metavar="FILE", help="write curves over the budget there")
     add_device_arguments(parser)
 
@@ -64,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_gpu_kernels()
     if args.what == "kernels":
         return _run_kernels(args)
+    if args.what == "calibration":
+        return _run_calibration(args)
     if args.what == "policies":
         return _run_policies(args)
     if not args.config:
@@ -126,9 +133,31 @@ def _run_policies(args: argparse.Namespace) -> int:
         else:
             rows = bench_simulated(names, worlds, budgets, count, display.progress)
     print("\n".join(table(rows)))
+    if args.bank:
+        _replay_bank(Path(args.bank), max(budgets), count)
     if args.html:
         Path(args.html).write_text(curves(rows), encoding="utf-8")
     return 0
+
+
+def _replay_bank(path: Path, budget: float, count: int) -> None:
+    from jaxlm.bench.bank_replay import replay_gate, replay_stops, table
+    from jaxlm.research.bank import read_bank
+
+    bank = read_bank(path)
+    gates = [replay_gate(bank, runs, count) for runs in GATE_RUNS if len(bank.losses) > 1]
+    print("\n".join(table(replay_stops(bank, budget, count), gates)))
+
+
+def _run_calibration(args: argparse.Namespace) -> int:
+    from jaxlm.bench.calibration import bench_real, bench_simulated, table
+    from jaxlm.research.bank import read_bank
+
+    rows = bench_simulated(max(args.count, 1000))
+    if args.bank:
+        rows += bench_real(read_bank(Path(args.bank)))
+    print("\n".join(table(rows)))
+    return 0 if all(row.is_fit for row in rows) else 1
 
 
 def _positive(text: str, flag: str) -> float:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlm.research.ablation_table import TITLE, flops_of
+from jaxlm.research.campaign import Stage
 from jaxlm.research.records import Protocol, Review, RunRecord
 from jaxlm.telemetry.curves import centred_mean, points_of, thin
 from jaxlm.telemetry.page import page, write_page
@@ -20,32 +22,61 @@ MAX_POINTS = 300
 PILL = {"keep": "completed", "discard": "diverged", "inconclusive": ""}
 
 
-def write_ablation(
-    protocol: Protocol, review: Review, runs: Sequence[RunRecord], project: Path
-) -> Path:
-    """Writes PROJECT/<protocol's id>.html and returns its path."""
+def write_ablation(stages: Sequence[Stage], project: Path) -> Path:
+    """Writes PROJECT/<id of the first protocol>.html and returns its path."""
+    protocol = stages[0].protocol
     path = project / f"{protocol.id[:12]}.html"
-    parts = [
-        f"<h1>{markup(protocol.hypothesis)}</h1>",
-        f'<p class="mute">{markup(_facts(protocol))}</p>',
-        "<h2>Verdicts</h2>",
-        _verdicts(review, protocol.metric),
-        "<h2>Effects</h2>",
-        f'<div class="box">{_effects(review, protocol)}</div>',
-        "<h2>Curves</h2>",
-        f'<div class="grid">{_curves(protocol, runs, project)}</div>',
-        "<h2>Runs</h2>",
-        _runs(runs),
-    ]
+    parts = [f"<h1>{markup(protocol.hypothesis)}</h1>"]
+    for stage in stages:
+        parts += _stage(stage, project)
     write_page(path, page(f"{protocol.hypothesis} · jaxlm", "\n".join(parts)))
     return path
 
 
-def _facts(protocol: Protocol) -> str:
-    cost = sum(protocol.flops_per_run[arm] for arm, _ in protocol.runs)
+def _stage(stage: Stage, project: Path) -> list[str]:
+    protocol, review = stage.protocol, stage.review
+    title = TITLE[protocol.stage]
+    return [
+        f"<h2>{markup(title[:1].upper() + title[1:])}</h2>" if title else "",
+        f'<p class="mute">{markup(_facts(stage))}</p>',
+        *(
+            f'<p><span class="pill crashed">exploratory</span> {markup(d)}</p>'
+            for d in review.departures
+        ),
+        "<h2>Verdicts</h2>",
+        _verdicts(review, protocol.metric),
+        _claimed(review),
+        "<h2>Effects</h2>",
+        f'<div class="box">{_effects(review, protocol)}</div>',
+        "<h2>Curves</h2>",
+        f'<div class="grid">{_curves(protocol, stage.runs, project)}</div>',
+        "<h2>Runs</h2>",
+        _runs(stage.runs),
+    ]
+
+
+def _facts(stage: Stage) -> str:
+    protocol = stage.protocol
+    bound = (
+        f"worth keeping from {protocol.smallest_effect:g} {protocol.metric}"
+        if protocol.margin is None
+        else f"kept where no worse than by {protocol.margin:g} {protocol.metric}"
+    )
+    policy = f" · policy {protocol.search.policy}" if protocol.search else ""
     return (
-        f"protocol {protocol.id[:12]} · {len(protocol.arms)} arms x {len(protocol.seeds)} seeds · "
-        f"{number(cost)}FLOPs · worth keeping from {protocol.smallest_effect:g} {protocol.metric}"
+        f"protocol {protocol.id[:12]} · {len(protocol.arms)} arms · {len(stage.runs)} runs · "
+        f"{number(flops_of(stage))}FLOPs · {bound}{policy}"
+    )
+
+
+def _claimed(review: Review) -> str:
+    if review.claim is None:
+        return ""
+    low, high = review.claim["low"], review.claim["high"]
+    interval = "" if low is None else f" ({_signed(low)} to {_signed(high)})"
+    return (
+        f"<p>Kept together: {markup(review.claim['arm'])}; on fresh seeds "
+        f"{_signed(review.claim['effect'])}{interval}</p>"
     )
 
 
@@ -78,8 +109,12 @@ def _signed(value: float | None) -> str:
 def _effects(review: Review, protocol: Protocol) -> str:
     """Each arm a dot with its interval; left of the dashed line is worth keeping."""
     sign = -1 if protocol.direction == "lower" else 1
-    bound = sign * protocol.smallest_effect
+    bound = sign * protocol.smallest_effect if protocol.margin is None else -sign * protocol.margin
     known = [v for v in review.verdicts if v["effect"] is not None]
+    if protocol.search is not None:
+        return (
+            "<p>a policy's own estimates, shrunken; only the claim is measured on fresh seeds</p>"
+        )
     ends = [x for v in known for x in (v["low"], v["effect"], v["high"]) if x is not None]
     if not ends:
         return "<p>no effect is known: no seed completed in both an arm and the baseline</p>"
@@ -124,7 +159,8 @@ def _curves(protocol: Protocol, runs: Sequence[RunRecord], project: Path) -> str
     ):
         series = []
         for i, arm in enumerate(protocol.arms[:NUM_COLORS]):
-            paths = [project / run.directory for run in runs if run.arm == arm.name]
+            mine = [run for run in runs if run.arm == arm.name and run.scale == 0]
+            paths = list({project / run.directory: None for run in mine if run.directory})
             curves = [points_of(latest_rows(path, kind), name) for path in paths]
             if kind == "train":
                 curves = [centred_mean(c, max(1, len(c) // 50), MAX_POINTS) for c in curves]
@@ -150,12 +186,17 @@ def _mean(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, 
     return [(x, sum(ys) / len(ys)) for x, ys in by_step.items()]
 
 
+def _how_far(run: RunRecord) -> str:
+    where = " at the larger scale" if run.scale else ""
+    return f"{run.status}{f' at {run.fraction:.0%}' if run.fraction < 1 else ''}{where}"
+
+
 def _runs(runs: Sequence[RunRecord]) -> str:
     head = "".join(f"<th>{n}</th>" for n in ("arm", "seed", "result", "status", "run"))
     rows = "".join(
         f"<tr><td>{markup(run.arm)}</td><td>{run.seed}</td>"
         f"<td>{'-' if run.metric is None else f'{run.metric:.4f}'}</td>"
-        f"<td>{run.status}{', trained earlier' if run.is_reused else ''}</td>"
+        f"<td>{_how_far(run)}{', trained earlier' if run.is_reused else ''}</td>"
         f'<td><a href="{markup(run.directory)}/report.html">{markup(run.run_id[:12])}</a></td></tr>'
         for run in runs
     )

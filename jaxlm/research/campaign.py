@@ -1,282 +1,234 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One protocol from first run to verdicts; the only effects are workers and the ledger.
+"""A question from pilot to claim: each stage a protocol of its own, fixed before its first run.
 
-    plan      arms x seeds -> a protocol and its runs           (pure)
-    execute   protocol -> ledger, runs trained, judged, reviewed
-
-Given again it goes on: what the ledger or a finished run directory holds is never done twice, and
-records come in the protocol's order, so an interrupted campaign ends with the same ledger.
-No jax here: training and judging happen in other processes.
+pilot          the baseline at three lengths: is this one fit for comparisons, how large is the noise
+screen         all arms over seeds, paired: keep, discard or inconclusive
+gate           what was kept, at a larger scale on other seeds: adopted if it holds there too
+confirmation   what is left, on seeds that decided nothing: the only source of a claimed gain
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
-from jaxlm.config import RunConfig, resolve
 from jaxlm.core.errors import ConfigError, RunError
-from jaxlm.data.prepare import prepare
-from jaxlm.research import fingerprint
-from jaxlm.research.jobs import How, Job, JobRun, by_program, with_seed
-from jaxlm.research.launch import Verb, run_jobs
-from jaxlm.research.ledger import Ledger
-from jaxlm.research.records import BASELINE, Arm, Protocol, Review, RunRecord, body
-from jaxlm.telemetry.registry import METRICS
+from jaxlm.research.budget import check, cost
+from jaxlm.research.ledger import Ledger, Record
+from jaxlm.research.plan import CURVE_SEEDS, Plan, Rules, Seeds, Setting, plan
+from jaxlm.research.records import BASELINE, Finding, Protocol, Review, RunRecord, body
+from jaxlm.research.records import Stage as Name
+from jaxlm.research.review import judge_runs, known_noise, review
+from jaxlm.research.runner import Means, execute
+from jaxlm.research.stats.noise import check_horizon, pool, sample_size
+from jaxlm.telemetry.writer import latest_rows
 from jaxlm.train.run_dir import read_json
 
-Progress = Callable[[str, float | None, str], None]
-CURVE_FRACS = (0.25, 0.5)  # of the baseline's updates: with the whole, a curve of three lengths
-CURVE_SEEDS = 2
-MAX_TOGETHER = 8  # runs of one program: their states are in memory at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """An arm before it is planned: its name, what it changes, and the whole config."""
-
-    name: str
-    changes: dict[str, str]
-    config: RunConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A protocol and its runs, by (arm, seed)."""
-
-    protocol: Protocol
-    runs: dict[tuple[str, int], JobRun]
+MAX_SEEDS = 16  # that a pilot may ask for
+Judge = Callable[[Protocol, Sequence[RunRecord], Sequence[Record]], Review]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What the verdicts rest on."""
+class Question:
+    """Arms, the baseline first, and how they are to be compared."""
 
-    metric: str = "eval/bpb"
-    smallest_effect: float = 0.0
-    alpha: float = 0.05
-    hypothesis: str = ""
+    settings: Sequence[Setting]
+    larger: Sequence[Setting] = ()  # the same arms at the scale at which a keep must hold
+    seeds: Seeds | None  # None: as many as the pilot's noise calls for
+    rules: Rules
 
 
-def plan(
-    settings: Sequence[Setting],
-    num_seeds: int,
-    budget_flops: float | None,
-    rules: Rules,
-    project: Path,
-    progress: Callable[[str, float], None] | None = None,
-) -> Plan:
-    """Baseline first.  Prepares the data; trains nothing.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A protocol that was carried out."""
 
-    Raises ConfigError for arms that are the same, a metric nobody knows, or a budget too small.
+    protocol: Protocol
+    review: Review
+    runs: Sequence[RunRecord]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pilot:
+    """What the pilot found, with what is known of this machine alone."""
+
+    finding: Finding
+    runs: Sequence[RunRecord]
+    flops_per_s: float | None
+
+    def sigma(self) -> float | None:
+        """Of one run, in the metric's unit."""
+        noise = pool(_by_arm(self.runs, [r.metric for r in self.runs]).values())
+        return noise.sigma if noise else None
+
+
+def run_campaign(question: Question, means: Means) -> list[Stage]:
+    """All stages that the question has and the outcomes call for.
+
+    Raises ConfigError for what cannot be compared or paid, RunError when a worker cannot go on.
     """
-    if rules.metric not in METRICS or METRICS[rules.metric].direction == "none":
-        known = ", ".join(sorted(n for n in METRICS if n.startswith("eval/") and _is_goal(n)))
-        raise ConfigError(f"metric {rules.metric!r} is no goal; allowed: {known}")
-    _check_distinct(settings)
-    first = settings[0].config.train.seed
-    curve = _shortened(settings[0].config)
-    costs = {s.name: _flops(s.config) for s in (*settings, *curve)}
-    protocol = Protocol(
-        hypothesis=rules.hypothesis or f"one of {len(settings) - 1} changes lowers {rules.metric}",
-        arms=tuple(_arm(setting) for setting in settings),
-        curve=tuple(_arm(setting) for setting in curve),
-        seeds=tuple(range(first, first + num_seeds)),
-        curve_seeds=tuple(range(first, first + min(num_seeds, CURVE_SEEDS))),
-        metric=rules.metric,
-        direction="lower" if METRICS[rules.metric].direction == "lower" else "higher",
-        smallest_effect=rules.smallest_effect,
-        alpha=rules.alpha,
-        flops_per_run=costs,
-        budget_flops=budget_flops,
-        data_id=prepare(settings[0].config.data, progress=progress).data_id,
-        code=fingerprint.training_code(),
-        evaluator=fingerprint.evaluator(),
-    )
-    _check_budget(protocol)
-    configs = {s.name: _bare(s.config) for s in (*settings, *curve)}
-    runs = {}
-    for arm, seed in protocol.runs:
-        config = with_seed(configs[arm], seed)
-        data_id = prepare(config.data, progress=progress).data_id
-        run_id = fingerprint.run_id(config, data_id)
-        runs[arm, seed] = JobRun(config, run_id, project / "runs" / run_id[:16])
-    return Plan(protocol, runs)
-
-
-def execute(
-    plan: Plan, project: Path, approved_by: str, progress: Progress, workers: int, how: How
-) -> list[RunRecord]:
-    """Trains and judges what is missing; the records of all runs, in the protocol's order.
-
-    Raises RunError when a worker cannot go on; what is finished stays.
-    """
-    ledger, protocol = Ledger(project / "ledger.jsonl"), plan.protocol
-    if protocol.id not in {p["id"] for p in ledger.of_kind("protocol")}:
-        ledger.append("protocol", body(protocol))
-    if protocol.id not in {a["protocol"] for a in ledger.of_kind("approval")}:
-        ledger.append("approval", {"protocol": protocol.id, "by": approved_by})
-    recorded = {(r["protocol"], r["arm"], r["seed"]): r for r in ledger.of_kind("run")}
-    known = {
-        r["run_id"]: r
-        for r in recorded.values()
-        if r["status"] == "completed" and r["evaluation"]["evaluator"] == protocol.evaluator
-    }
-    missing = {key: run for key, run in plan.runs.items() if (protocol.id, *key) not in recorded}
-    fresh = [run for run in missing.values() if run.run_id not in known]
-    evaluations = _train_and_judge(fresh, progress, workers, how)
-    records = []
-    for (arm, seed), run in plan.runs.items():
-        if (protocol.id, arm, seed) in recorded:
-            records.append(RunRecord(**recorded[protocol.id, arm, seed]))
-            continue
-        earlier = known.get(run.run_id)
-        found = earlier["evaluation"] if earlier else evaluations.get(run.directory)
-        status = earlier["status"] if earlier else _status(run.directory)
-        record = RunRecord(
-            protocol=protocol.id,
-            arm=arm,
-            seed=seed,
-            run_id=run.run_id,
-            directory=str(run.directory.relative_to(project)),
-            status=status,
-            metric=found[protocol.metric] if found else None,
-            evaluation=found,
-            is_reused=earlier is not None,
-        )
-        ledger.append("run", body(record))
-        records.append(record)
-    return records
-
-
-def conclude(ledger: Ledger, review: Review) -> None:
-    """Writes the review once."""
-    if review.protocol not in {r["protocol"] for r in ledger.of_kind("review")}:
-        ledger.append("review", body(review))
-
-
-def _train_and_judge(
-    runs: Sequence[JobRun], progress: Progress, workers: int, how: How
-) -> dict[Path, dict[str, Any]]:
-    """Evaluation by run directory; none for a run that did not complete.
-
-    Raises RunError for a run that the evaluator refuses: it is no result, and no failed run either.
-    """
-    jobs = [
-        Job(tuple(group[i : i + MAX_TOGETHER]), how)
-        for group in by_program(runs)
-        for i in range(0, len(group), MAX_TOGETHER)
-    ]
-    steps: dict[str, int] = {}
-    total = sum(run.config.train.num_steps for run in runs)
-    found: dict[Path, dict[str, Any]] = {}
-    refused: list[str] = []
-
-    def hear(news: Mapping[str, Any]) -> None:
-        if "step" in news:
-            steps[news["run"]] = news["step"]
-            done = sum(steps.values())
-            progress("train", min(done / total, 0.999), f"{len(runs)} runs, {done:,} of {total:,}")
-        elif "evaluation" in news:
-            found[Path(news["run"])] = news["evaluation"]
-            progress("judge", min(len(found) / len(runs), 0.999), f"{len(found)} of {len(runs)}")
-        else:
-            refused.append(news["error"])
-
-    if not runs:
-        return found
-    verbs: tuple[Verb, ...] = ("train", "evaluate")
-    for verb in verbs:
-        if verb == "evaluate":
-            _check_ended(runs)
-            jobs = [dataclasses.replace(job, runs=_completed(job.runs)) for job in jobs]
-        run_jobs(verb, [job for job in jobs if job.runs], workers, hear)
-        progress("train" if verb == "train" else "judge", 1.0, f"{len(runs)} runs")
-    if refused:
-        raise RunError(f"{refused[0]}; delete that run's directory to train it again")
-    return found
-
-
-def _check_ended(runs: Sequence[JobRun]) -> None:
-    """A run that was stopped on its way is neither a result nor a failure: it has yet to go on."""
-    for run in runs:
-        if _status(run.directory) not in ("completed", "diverged"):
-            raise RunError(
-                f"{run.directory} was stopped before its end; the same command goes on from there"
+    if question.seeds is not None:
+        plan(question.settings, question.seeds, question.rules, means.project)  # refuses early
+    pilot = run_pilot(question.settings[0], question.rules, means)
+    seeds = question.seeds or _enough_seeds(question, pilot, means)
+    planned = plan(question.settings, seeds, question.rules, means.project)
+    check(planned.protocol, pilot.flops_per_s)
+    stages = [_conclude(planned, _screen(planned, means), means)]
+    next_seed = (planned.protocol.seeds or (0,))[-1] + 1
+    settings, kept = question.settings, _kept(stages[0])
+    if question.larger and kept:
+        settings = question.larger
+        stages.append(
+            _next(
+                "gate",
+                settings,
+                stages,
+                Seeds(count=seeds.count, first=next_seed),
+                question,
+                means,
+                pilot,
             )
-
-
-def _completed(runs: Sequence[JobRun]) -> tuple[JobRun, ...]:
-    return tuple(run for run in runs if _status(run.directory) == "completed")
-
-
-def _status(directory: Path) -> str:
-    return (read_json(directory / "summary.json") or {}).get("status") or "crashed"
-
-
-def _bare(config: RunConfig) -> RunConfig:
-    """Without samples, which no verdict needs."""
-    train = dataclasses.replace(config.train, sample_prompts=(), sample_every=None)
-    return dataclasses.replace(config, train=train)
-
-
-def _arm(setting: Setting) -> Arm:
-    return Arm(name=setting.name, changes=setting.changes, config_id=setting.config.config_id)
-
-
-def _shortened(config: RunConfig) -> list[Setting]:
-    """The baseline with a part of its updates; warmup stays, where it fits."""
-    whole = config.train.num_steps
-    found = []
-    for steps in sorted({max(2, round(whole * frac)) for frac in CURVE_FRACS} - {whole}):
-        warmup = min(config.optim.warmup_steps, steps - 1)
-        short = dataclasses.replace(
-            config,
-            train=dataclasses.replace(config.train, num_steps=steps),
-            optim=dataclasses.replace(config.optim, warmup_steps=warmup),
         )
-        changes = {"TrainConfig.num_steps": str(steps)}
-        found.append(Setting(f"{BASELINE}, {steps} updates", changes, short))
-    return found
+        next_seed, kept = next_seed + seeds.count, _kept(stages[-1])
+    if question.rules.confirm and kept:
+        fresh = Seeds(count=question.rules.confirm, first=next_seed)
+        stages.append(_next("confirmation", settings, stages, fresh, question, means, pilot))
+    return stages
 
 
-def _flops(config: RunConfig) -> float:
-    resolved = resolve(config, 1)
-    return resolved.train_flops_per_token * resolved.total_tokens
+def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
+    """The baseline at three lengths, which the screen needs too.
 
-
-def _is_goal(name: str) -> bool:
-    return METRICS[name].direction != "none"
-
-
-def _check_distinct(settings: Sequence[Setting]) -> None:
-    names: dict[str, str] = {}
-    for setting in settings:
-        same = names.setdefault(setting.config.config_id, setting.name)
-        if same != setting.name:
-            raise ConfigError(
-                f"arms {same!r} and {setting.name!r} are the same config; nothing was run: "
-                "vary a field that changes what is computed"
-            )
-    if len(settings) < 2:
+    Raises ConfigError for a length of training at which the loss still moves fast, unless
+    `rules.any_horizon`; RunError for a baseline that does not complete.
+    """
+    fixed = dataclasses.replace(
+        rules, budget=None, any_horizon=False, promote=(), confirm=0, hypothesis="", predicted=None,
+        smallest_effect=0.0, margin=None,
+    )  # fmt: skip
+    planned = plan([baseline], Seeds(count=CURVE_SEEDS), fixed, means.project, stage="pilot")
+    runs = execute(planned, means)
+    failed = [run for run in runs if run.status != "completed"]
+    if failed:
+        raise RunError(
+            f"{failed[0].arm} {failed[0].status} with seed {failed[0].seed}: nothing can be compared "
+            "with it; lower OptimConfig.peak_lr or lengthen OptimConfig.warmup_steps"
+        )
+    found = judge_pilot(planned.protocol, runs, means)
+    if planned.protocol.id not in {f["protocol"] for f in means.ledger.of_kind("finding")}:
+        means.ledger.append("finding", body(found))
+    if found.problem and not rules.any_horizon:
         raise ConfigError(
-            f"only the {BASELINE} is left to run; nothing was run: vary a field to another value"
+            f"{found.problem}; give TrainConfig.num_steps more, or --any-horizon to compare anyway "
+            "(its verdicts are exploratory)"
         )
+    return Pilot(found, runs, _speed(planned.protocol, runs, means))
 
 
-def _check_budget(protocol: Protocol) -> None:
-    budget, costs = protocol.budget_flops, protocol.flops_per_run
-    needed = sum(costs[arm] for arm, _ in protocol.runs)
-    if budget is None or needed <= budget:
-        return
-    one = sum(costs[arm.name] for arm in (*protocol.arms, *protocol.curve))
-    raise ConfigError(
-        f"--budget {budget:.3g} FLOPs is too small: {len(protocol.runs)} runs need {needed:.3g}, "
-        f"with one seed {one:.3g}; take fewer --seeds or arms, or a smaller TrainConfig.num_steps"
+def judge_pilot(protocol: Protocol, runs: Sequence[RunRecord], means: Means) -> Finding:
+    """Noise, pooled over the lengths, and the slope of loss over length; all in nats per token."""
+    evaluations = [run.evaluation or {} for run in runs]
+    losses = [e["eval/loss_nats"] for e in evaluations]
+    noise = pool(_by_arm(runs, losses).values())
+    rows = [latest_rows(means.project / run.directory, "train")[0] for run in runs]
+    start = sum(row["train/loss_nats"] for row in rows) / len(rows)
+    steps = [float(e["step"]) for e in evaluations]
+    sigma, df = (noise.sigma, int(noise.df)) if noise else (None, 0)
+    if len(set(steps)) < 2:
+        problem = f"{steps[0]:.0f} updates are too few to tell whether the loss still moves fast"
+        return Finding(
+            protocol=protocol.id, sigma=sigma, df=df, slope=None, fall=None, problem=problem
+        )
+    found = check_horizon(steps, losses, start)
+    return Finding(
+        protocol=protocol.id, sigma=sigma, df=df, slope=found.slope,
+        fall=found.fall if math.isfinite(found.fall) else None, problem=found.problem,
+    )  # fmt: skip
+
+
+def _by_arm(runs: Sequence[RunRecord], values: Sequence[float | None]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for run, value in zip(runs, values, strict=True):
+        if value is not None:
+            groups.setdefault(run.arm, []).append(value)
+    return groups
+
+
+def _speed(protocol: Protocol, runs: Sequence[RunRecord], means: Means) -> float | None:
+    """FLOPs per second of training, validation on the way included."""
+    summaries = [read_json(means.project / run.directory / "summary.json") or {} for run in runs]
+    seconds = sum(summary.get("wall_time_s") or 0.0 for summary in summaries)
+    total = cost(protocol, [(run.arm, run.seed) for run in runs], "flops")
+    return total / seconds if seconds and total else None
+
+
+def _enough_seeds(question: Question, pilot: Pilot, means: Means) -> Seeds:
+    """To find the smallest effect with a power of 80 %: from what earlier arms say of paired noise, else
+    from the pilot as if pairing were worth nothing."""
+    rules = question.rules
+    least = rules.margin or rules.smallest_effect
+    draft = plan(
+        question.settings, Seeds(count=2), dataclasses.replace(rules, budget=None), means.project
     )
+    known = known_noise(list(means.ledger), draft.protocol)
+    sigma = pilot.sigma()
+    sd = known.sigma if known else math.sqrt(2) * sigma if sigma else None
+    needed = sample_size(sd, least, alpha=rules.alpha) if sd else 2
+    if needed > MAX_SEEDS:
+        raise ConfigError(
+            f"to find an effect of {least:g} in {rules.metric} at a noise of {sd:.2g} needs {needed} "
+            f"seeds (at most {MAX_SEEDS}); give --seeds N, a larger --smallest-effect, or a longer run"
+        )
+    return Seeds(count=needed)
 
 
-def dump(plan: Plan) -> str:
-    """For people who want to read a protocol before it runs."""
-    return json.dumps(body(plan.protocol), indent=2)
+def _screen(planned: Plan, means: Means) -> list[RunRecord]:
+    """All runs; or, where seeds are added as one goes, those of arms that are not settled yet."""
+    protocol, look = planned.protocol, planned.protocol.first_look
+    if look is None:
+        return execute(planned, means)
+    later = protocol.seeds[look:]
+    runs = execute(planned, means, [key for key in planned.runs if key[1] not in later])
+    for seed in later:
+        verdicts = judge_runs(protocol, runs, list(means.ledger))
+        still = [arm for arm, verdict in verdicts.items() if verdict.decision == "inconclusive"]
+        if not still:
+            break
+        runs += execute(planned, means, [(BASELINE, seed), *((arm, seed) for arm in still)])
+    return runs
+
+
+def _next(
+    stage: Name, settings: Sequence[Setting], stages: list[Stage], seeds: Seeds, question: Question,
+    means: Means, pilot: Pilot,
+) -> Stage:  # fmt: skip
+    """Baseline and what the stage before kept, on other seeds."""
+    before, rules = stages[-1].protocol, question.rules
+    arms = [settings[0], *(s for s in settings if s.name in _kept(stages[-1]))]
+    planned = plan(
+        arms, seeds, rules, means.project, stage=stage, follows=before.id,
+    )  # fmt: skip
+    made = [(s.protocol, [(r.arm, r.seed) for r in s.runs]) for s in stages]
+    spent = [cost(p, runs, before.budget_unit, pilot.flops_per_s) or 0.0 for p, runs in made]
+    check(planned.protocol, pilot.flops_per_s, sum(spent))
+    return _conclude(planned, execute(planned, means), means)
+
+
+def _conclude(planned: Plan, runs: list[RunRecord], means: Means) -> Stage:
+    """Writes the review once."""
+    return Stage(planned.protocol, conclude(planned.protocol, runs, means.ledger), runs)
+
+
+def conclude(
+    protocol: Protocol, runs: Sequence[RunRecord], ledger: Ledger, judge: Judge = review
+) -> Review:
+    """The review that the ledger holds, or that now follows from the runs."""
+    for plain in ledger.of_kind("review"):
+        if plain["protocol"] == protocol.id:
+            fields = plain | {n: tuple(plain[n]) for n in ("departures", "verdicts")}
+            return Review(**fields)
+    found = judge(protocol, runs, list(ledger))
+    ledger.append("review", body(found))
+    return found
+
+
+def _kept(stage: Stage) -> list[str]:
+    return [v["arm"] for v in stage.review.verdicts if v["decision"] == "keep"]

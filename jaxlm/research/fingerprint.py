@@ -36,6 +36,14 @@ def evaluator() -> str:
     return content_id({"evaluator": own, "code": training_code()})
 
 
+@functools.cache
+def rules() -> str:
+    """sha256 over what turns losses into verdicts: statistics and policies."""
+    here = Path(__file__).parent
+    parts = [*here.glob("stats/*.py"), *here.glob("policies/*.py"), here / "review.py"]
+    return content_id(_sources(parts))
+
+
 def run_id(config: RunConfig, data_id: str) -> str:
     """sha256, 64 hex digits."""
     return content_id({"config": identity(config), "code": training_code(), "data": data_id})

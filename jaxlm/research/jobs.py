@@ -28,6 +28,7 @@ class JobRun:
     config: RunConfig
     run_id: str
     directory: Path
+    until: int | None = None  # updates after which it is to stop; None: the whole run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,12 @@ def read_job(path: Path) -> Job:
     if plain is None:
         raise RunError(f"{path} does not exist; `jaxlm ablate` writes such files")
     runs = (
-        JobRun(from_dict(RunConfig, run["config"]), run["run_id"], Path(run["directory"]))
+        JobRun(
+            from_dict(RunConfig, run["config"]),
+            run["run_id"],
+            Path(run["directory"]),
+            run.get("until"),
+        )
         for run in plain["runs"]
     )
     return Job(tuple(runs), plain["how"])
@@ -73,8 +79,8 @@ def program_id(config: RunConfig) -> str:
 
 
 def by_program(runs: Iterable[JobRun]) -> list[list[JobRun]]:
-    """Groups in the order of their first run."""
-    groups: dict[str, list[JobRun]] = {}
+    """Groups in the order of their first run; those of a group stop at the same update."""
+    groups: dict[tuple[str, int | None], list[JobRun]] = {}
     for run in runs:
-        groups.setdefault(program_id(run.config), []).append(run)
+        groups.setdefault((program_id(run.config), run.until), []).append(run)
     return list(groups.values())

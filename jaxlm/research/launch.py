@@ -1,48 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers as processes of this machine: started, listened to, started again when killed.
+"""Workers: processes of this machine, tasks of a Ray cluster, or jobs of SLURM (through submitit).
 
-A worker prints JSON lines.  It dies with its controller, so that a controller started anew finds
-no run in use.  Standard library only.
+Everywhere a worker is one command, `jaxlm research train|evaluate JOB`, that prints JSON lines.  It
+dies with what started it and is started again when killed; its runs go on from their checkpoints.  A
+cluster's machines share the project's folder and this installation.
 """
 
 import collections
 import concurrent.futures
 import ctypes
+import dataclasses
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxlm.core.errors import RunError
+from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.core.typed import nearest
 from jaxlm.research.jobs import Job, write_job
 
 Hear = Callable[[dict[str, Any]], None]  # is called from several threads
 Verb = Literal["train", "evaluate"]
 
-MAX_STARTS = 4  # of one job, whose runs go on from their checkpoints
+MAX_STARTS = 4  # of one job
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
+CLUSTERS = ("local", "ray", "slurm")
+EXTRAS = {"ray": "ray", "slurm": "submitit"}  # what else must be installed
 
 
-def run_jobs(verb: Verb, jobs: Sequence[Job], workers: int, hear: Hear) -> None:
-    """All jobs, at most `workers` at a time.
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """How many at a time, and where.
+
+    options: for Ray, of each task (num_gpus=1); for SLURM, of submitit (slurm_partition="gpu");
+    `cluster` there may also be submitit's "local" or "debug".
+    """
+
+    count: int = 1
+    where: str = "local"  # of CLUSTERS
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"--workers must be >= 1, got {self.count}")
+        if self.where not in CLUSTERS:
+            raise ConfigError(f"--on {self.where!r} is unknown; {nearest(self.where, CLUSTERS)}")
+        module = EXTRAS.get(self.where)
+        if module and importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"--on {self.where} needs {module}: pip install 'jaxlm[{self.where}]'"
+            )
+
+
+def run_jobs(verb: Verb, jobs: Sequence[Job], workers: Workers, hear: Hear, project: Path) -> None:
+    """All jobs, at most `workers.count` at a time.
 
     Raises RunError when a worker reports a mistake, or was killed MAX_STARTS times.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    project.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=project.absolute(), prefix=".jobs.") as folder:
         paths = [Path(folder) / f"{i}.json" for i in range(len(jobs))]
         for path, job in zip(paths, jobs, strict=True):
             write_job(path, job)
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            for done in [pool.submit(_run_job, verb, path, hear) for path in paths]:
-                done.result()
+        run = {"local": _on_this_machine, "ray": _on_ray, "slurm": _on_slurm}[workers.where]
+        for news in run(verb, paths, workers, hear):
+            hear(news)
 
 
-def _run_job(verb: Verb, path: Path, hear: Hear) -> None:
+def _on_this_machine(
+    verb: Verb, paths: list[Path], workers: Workers, hear: Hear
+) -> Iterator[dict[str, Any]]:
+    with concurrent.futures.ThreadPoolExecutor(workers.count) as pool:
+        for done in [pool.submit(run_job, verb, path, hear) for path in paths]:
+            done.result()
+    yield from ()
+
+
+def _on_ray(
+    verb: Verb, paths: list[Path], workers: Workers, hear: Hear
+) -> Iterator[dict[str, Any]]:
+    """News of a job when it ends.  Ray starts a task again whose process or machine went down."""
+    import ray
+
+    if not ray.is_initialized():  # the cluster of RAY_ADDRESS, or one on this machine
+        ray.init(log_to_driver=False, include_dashboard=False)
+    task = ray.remote(max_retries=MAX_STARTS - 1, **workers.options)(collect)
+    folder = os.getcwd()
+    todo = list(paths)
+    going: list[Any] = []
+    while todo or going:
+        while todo and len(going) < workers.count:
+            going.append(task.remote(verb, todo.pop(0), folder))
+        done, going = ray.wait(going)
+        try:
+            yield from ray.get(done[0])
+        except ray.exceptions.RayTaskError as e:
+            raise e.as_instanceof_cause() from None
+        except ray.exceptions.RayError as e:
+            raise RunError(f"a worker stopped: {str(e).splitlines()[0]}") from e
+
+
+def _on_slurm(
+    verb: Verb, paths: list[Path], workers: Workers, hear: Hear
+) -> Iterator[dict[str, Any]]:
+    """News of a job when it ends.  One that vanished, or ran out of time, is submitted again."""
+    import submitit
+
+    options = dict(workers.options)
+    executor = submitit.AutoExecutor(paths[0].parent, cluster=options.pop("cluster", "slurm"))
+    if options:
+        executor.update_parameters(**options)
+    run = lambda path: _until_it_ends(executor, submitit, verb, path)
+    with concurrent.futures.ThreadPoolExecutor(workers.count) as pool:
+        for done in [pool.submit(run, path) for path in paths]:
+            yield from done.result()
+
+
+def _until_it_ends(executor: Any, submitit: Any, verb: Verb, path: Path) -> list[dict[str, Any]]:
+    reason = ""
+    for _ in range(MAX_STARTS):
+        job = executor.submit(collect, verb, path, os.getcwd())
+        try:
+            found: list[dict[str, Any]] = job.result()
+        except submitit.core.utils.FailedJobError as e:
+            if "RunError" in str(e):  # its own doing: again would end alike
+                raise RunError(str(e).rstrip().splitlines()[-1].partition("RunError: ")[2]) from e
+            reason = str(e).splitlines()[0]
+        except submitit.core.utils.UncompletedJobError as e:
+            reason = str(e).splitlines()[0]
+        else:
+            return found
+    raise RunError(f"a worker stopped: {reason}; the same command goes on from what is finished")
+
+
+def collect(verb: Verb, path: Path, folder: str) -> list[dict[str, Any]]:
+    """On a cluster's machine: runs a job from the controller's folder and gives back its news."""
+    os.chdir(folder)
+    news: list[dict[str, Any]] = []
+    run_job(verb, path, news.append)
+    return [line for line in news if "step" not in line]
+
+
+def run_job(verb: Verb, path: Path, hear: Hear) -> None:
+    """One job in a process of this machine, started again while something kills it."""
     command = [sys.executable, "-m", "jaxlm.cli.main", "research", verb, str(path)]
     command += ["--controller", str(os.getpid())]
     last: collections.deque[str] = collections.deque(maxlen=5)

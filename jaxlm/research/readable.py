@@ -10,13 +10,17 @@ from jaxlm.telemetry.readable import printable
 def line(record: Record) -> str:
     """What a record says, in one line."""
     body = record.body
-    say = {"protocol": _protocol, "approval": _approval, "run": _run, "review": _review}
+    say = {
+        "protocol": _protocol, "approval": _approval, "run": _run, "finding": _finding,
+        "review": _review,
+    }  # fmt: skip
     return printable(say[record.kind](body) if record.kind in say else str(body)[:80])
 
 
 def _protocol(body: dict[str, Any]) -> str:
     arms = ", ".join(arm["name"] for arm in body["arms"])
-    return f"{body['id'][:12]}  {arms}; seeds {len(body['seeds'])}; {body['hypothesis']}"
+    how = body["search"]["policy"] if body["search"] else f"seeds {len(body['seeds'])}"
+    return f"{body['id'][:12]}  {body['stage']}: {arms}; {how}; {body['hypothesis']}"
 
 
 def _approval(body: dict[str, Any]) -> str:
@@ -26,9 +30,17 @@ def _approval(body: dict[str, Any]) -> str:
 def _run(body: dict[str, Any]) -> str:
     metric = "-" if body["metric"] is None else f"{body['metric']:.4f}"
     reused = ", trained earlier" if body["is_reused"] else ""
-    return f"{body['arm']}, seed {body['seed']}: {metric} ({body['status']}{reused})"
+    far = f" at {body['fraction']:.0%}" if body["fraction"] < 1 else ""
+    where = ", larger scale" if body["scale"] else ""
+    return f"{body['arm']}, seed {body['seed']}: {metric} ({body['status']}{far}{where}{reused})"
+
+
+def _finding(body: dict[str, Any]) -> str:
+    noise = "unknown" if body["sigma"] is None else f"{body['sigma']:.4f} nats"
+    return f"{body['protocol'][:12]}  noise {noise}; {body['problem'] or 'fit for comparisons'}"
 
 
 def _review(body: dict[str, Any]) -> str:
     verdicts = "; ".join(f"{v['arm']}: {v['decision']}" for v in body["verdicts"])
-    return f"{body['protocol'][:12]}  {verdicts}"
+    exploratory = "EXPLORATORY  " if body["is_exploratory"] else ""
+    return f"{body['protocol'][:12]}  {exploratory}{verdicts}"

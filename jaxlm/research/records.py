@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger holds, in the order it comes about: protocol, approval, runs, review.
+"""What the ledger holds, in the order it comes about: protocol, approval, runs, finding or review.
 
 Frozen, and plain JSON once written.  A protocol's id is the hash of all of it, fixed before its
 first run; whatever departs from it later shows (verify.py).  Standard library only.
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxlm.core.canonical import content_id, to_jsonable
 
 BASELINE = "baseline"
+Stage = Literal["pilot", "screen", "gate", "confirmation", "search"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,26 +24,45 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """A policy that asks for runs as it goes (policies/), instead of all arms with all seeds."""
+
+    policy: str
+    seed: int  # of its draws, and the first of its runs
+    budget: float  # in full runs of the baseline
+    knowledge: dict[str, Any]  # what it is told beforehand
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What is asked, what will be run, and what will follow from which outcome."""
 
+    stage: Stage = "screen"
+    follows: str | None = None  # the protocol whose outcome named these arms
     hypothesis: str
     arms: tuple[Arm, ...]  # the baseline first
     seeds: tuple[int, ...]  # of initial parameters and data order, the same for every arm
+    first_look: int | None = None  # seeds before the first; None: all seeds, and one look
+    search: Search | None = None  # then arms are ideas, and `seeds` is empty
     metric: str  # a registered one
     direction: Literal["lower", "higher"]
     # the baseline at shorter lengths, each with its whole schedule: what loss is worth in compute
     curve: tuple[Arm, ...] = ()
     curve_seeds: tuple[int, ...] = ()
     smallest_effect: float  # in units of the metric: what is less is not worth keeping
+    margin: float | None = None  # arms simplify: kept where no worse than this
     alpha: float  # of two-sided intervals
     flops_per_run: dict[str, float]  # by arm
-    budget_flops: float | None
+    tokens_per_run: dict[str, float]
+    budget: float | None
+    budget_unit: str = "flops"  # flops | tokens | seconds | runs
     data_id: str
     code: str  # fingerprint.training_code()
     evaluator: str  # fingerprint.evaluator()
-    stopping: str = "all seeds, each to its last update"
-    decision: str = "paired differences to the baseline; keep, discard or inconclusive"
+    rules: str  # fingerprint.rules(): of statistics and policies
+    any_horizon: bool = False  # go on though the loss still moves fast
+    promote: tuple[str, ...] = ()  # the larger scale at which a keep must hold to be adopted
+    confirm: int = 0  # fresh seeds of what is kept in the end: the only source of a claimed gain
     predicted: tuple[float, float, float] | None = None  # effect, and an interval that may hold it
 
     @property
@@ -52,23 +72,47 @@ class Protocol:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """(arm, seed) in the order of the ledger: all arms of a seed before the next seed."""
-        runs = [(arm.name, seed) for seed in self.seeds for arm in self.arms]
-        return runs + [(arm.name, seed) for seed in self.curve_seeds for arm in self.curve]
+        runs = [(arm.name, seed) for seed in self.curve_seeds for arm in self.curve]
+        return runs + [(arm.name, seed) for seed in self.seeds for arm in self.arms]
+
+    @property
+    def is_sequential(self) -> bool:
+        """Seeds are added until every arm is settled; intervals hold at every look."""
+        return self.first_look is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One arm with one seed.  Without `status` "completed" and an evaluation there is no metric."""
+    """One arm with one seed.  Without `status` "completed" and an evaluation there is no metric.
+
+    A policy may stop a run on its way: then it is "stopped", and `reading` is what its own validation
+    said there.  That may end a run; no verdict rests on it.
+    """
 
     protocol: str
     arm: str
     seed: int
     run_id: str
     directory: str  # below the project's folder
-    status: str  # completed | diverged | crashed
+    status: str  # completed | diverged | stopped
     metric: float | None
     evaluation: dict[str, Any] | None  # by the trusted evaluator
     is_reused: bool  # trained for an earlier protocol
+    fraction: float = 1.0  # of its updates, that it was asked to make
+    scale: int = 0  # 1: the larger one
+    reading: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a pilot says of the baseline: its noise, and whether its length is fit for comparing."""
+
+    protocol: str
+    sigma: float | None  # of one run, nats per token
+    df: int
+    slope: float | None  # nats per token that one more e-fold of training takes off
+    fall: float | None  # the same as a share of the loss's whole fall
+    problem: str | None  # None: fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +121,9 @@ class Review:
 
     protocol: str
     is_exploratory: bool  # something departed from the protocol
+    departures: tuple[str, ...] = ()
     verdicts: tuple[dict[str, Any], ...]  # one per arm but the baseline
+    claim: dict[str, Any] | None = None  # gain of all that is kept, from seeds that decided nothing
 
 
 def body(record: Any) -> dict[str, Any]:
@@ -91,8 +137,10 @@ def protocol_from(plain: dict[str, Any]) -> Protocol:
     fields = {k: v for k, v in plain.items() if k != "id"}
     for name in ("arms", "curve"):
         fields[name] = tuple(Arm(**arm) for arm in plain[name])
-    for name in ("seeds", "curve_seeds"):
+    for name in ("seeds", "curve_seeds", "promote"):
         fields[name] = tuple(plain[name])
+    if plain.get("search") is not None:
+        fields["search"] = Search(**plain["search"])
     if plain.get("predicted") is not None:
         fields["predicted"] = tuple(plain["predicted"])
     return Protocol(**fields)

@@ -2,62 +2,110 @@
 """From a protocol's runs to verdicts, in the metric's unit and in compute saved.
 
 Effects are paired by seed and judged by stats/verdict.py.  The exchange rate comes from baselines
-of three lengths, each with its whole schedule (stats/exchange.py).  The noise of paired differences
-is pooled over all earlier protocols of the same length and data in the ledger.
+of three lengths, each with its whole schedule (stats/exchange.py).  What earlier protocols of the same
+length and data say of the noise of paired differences counts as far as they agree (stats/noise.py).
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from jaxlm.research.ledger import Ledger
+from jaxlm.research.departures import departures
+from jaxlm.research.ledger import Record
 from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, protocol_from
+from jaxlm.research.stats.discovery import adjusted
 from jaxlm.research.stats.exchange import savings
-from jaxlm.research.stats.noise import Noise, pool
+from jaxlm.research.stats.noise import Noise, moderate, sample_size
 from jaxlm.research.stats.paired import differences
 from jaxlm.research.stats.verdict import Rules, Verdict, judge
-from jaxlm.telemetry.readable import number, percent
 
 Losses = dict[str, dict[int, float | None]]  # arm -> seed -> metric, less is better
 
 
-def review(protocol: Protocol, runs: Sequence[RunRecord], ledger: Ledger) -> Review:
-    """Pure but for reading the ledger's earlier protocols."""
+def review(protocol: Protocol, runs: Sequence[RunRecord], records: Sequence[Record]) -> Review:
+    """Pure.  records: the ledger's, up to now; `runs` are those of the protocol that were made."""
+    verdicts = judge_runs(protocol, runs, records)
     losses = _losses(protocol, runs)
-    arms = {arm.name: losses[arm.name] for arm in protocol.arms}
-    rules = Rules(smallest_effect=protocol.smallest_effect, alpha=protocol.alpha)
-    verdicts = judge(arms, BASELINE, rules, pooled_noise(ledger, protocol))
+    plain = [_plain(v, protocol, losses) for v in verdicts.values()]
+    earlier = [v["p_value"] for v in _earlier_verdicts(protocol, records)]
+    known = [v["p_value"] for v in plain if v["p_value"] is not None]
+    q_values = iter(adjusted([*known, *earlier])[: len(known)])
+    for verdict in plain:
+        is_known = verdict["p_value"] is not None
+        verdict["project_q"] = float(next(q_values)) if is_known else None
+        verdict["seeds_needed"] = _seeds_needed(protocol, verdict)
+    found = departures(protocol, runs, records)
     return Review(
         protocol=protocol.id,
-        is_exploratory=False,
-        verdicts=tuple(_plain(v, protocol, losses) for v in verdicts.values()),
+        is_exploratory=bool(found),
+        departures=tuple(found),
+        verdicts=tuple(plain),
     )
 
 
-def pooled_noise(ledger: Ledger, protocol: Protocol) -> Noise | None:
+def judge_runs(
+    protocol: Protocol, runs: Sequence[RunRecord], records: Sequence[Record]
+) -> dict[str, Verdict]:
+    """A verdict for every arm but the baseline, in losses (less is better)."""
+    losses = _losses(protocol, runs)
+    rules = Rules(
+        smallest_effect=protocol.smallest_effect,
+        margin=protocol.margin,
+        alpha=protocol.alpha,
+        test="sequence" if protocol.is_sequential else "t",
+    )
+    arms = {arm.name: losses[arm.name] for arm in protocol.arms}
+    return judge(arms, BASELINE, rules, known_noise(records, protocol))
+
+
+def known_noise(records: Sequence[Record], protocol: Protocol) -> Noise | None:
     """Of paired differences in earlier protocols that ask the same of the same baseline's length."""
     groups = []
-    for plain in ledger.of_kind("protocol"):
-        earlier = protocol_from(plain)
-        same = ("metric", "data_id", "code")
+    for record in records:
+        if record.kind != "protocol":
+            continue
+        earlier = protocol_from(record.body)
         if earlier.id == protocol.id:
             break
+        same = ("metric", "data_id", "code")
         if any(getattr(earlier, name) != getattr(protocol, name) for name in same):
             continue
         if earlier.flops_per_run[BASELINE] == protocol.flops_per_run[BASELINE]:
-            runs = [RunRecord(**r) for r in ledger.of_kind("run") if r["protocol"] == earlier.id]
-            losses = _losses(earlier, runs)
+            losses = _losses(earlier, runs_of(earlier, records))
             names = {arm.name for arm in earlier.arms} - {BASELINE}
             groups += [list(differences(losses[name], losses[BASELINE])) for name in sorted(names)]
-    return pool(groups)
+    return moderate(groups)
+
+
+def runs_of(protocol: Protocol, records: Sequence[Record]) -> list[RunRecord]:
+    """A protocol's runs, in the order of the ledger."""
+    mine = (r for r in records if r.kind == "run" and r.body["protocol"] == protocol.id)
+    return [RunRecord(**record.body) for record in mine]
+
+
+def _earlier_verdicts(protocol: Protocol, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Of other protocols of the project, those with a p-value."""
+    reviews = (r.body for r in records if r.kind == "review" and r.body["protocol"] != protocol.id)
+    return [v for found in reviews for v in found["verdicts"] if v.get("p_value") is not None]
+
+
+def _seeds_needed(protocol: Protocol, verdict: dict[str, Any]) -> int | None:
+    """To settle an inconclusive arm whose effect is the one measured, with a power of 80 %."""
+    if verdict["decision"] != "inconclusive" or not verdict["noise_floor"]:
+        return None
+    sign = 1 if protocol.direction == "lower" else -1
+    bound = -protocol.smallest_effect if protocol.margin is None else protocol.margin
+    distance = abs(sign * verdict["effect"] - bound)
+    return sample_size(verdict["noise_floor"], distance, alpha=protocol.alpha) if distance else None
 
 
 def _losses(protocol: Protocol, runs: Sequence[RunRecord]) -> Losses:
     sign = 1 if protocol.direction == "lower" else -1
     losses: Losses = {arm: {} for arm, _ in protocol.runs}
     for run in runs:
-        losses[run.arm][run.seed] = None if run.metric is None else sign * run.metric
+        if run.arm in losses:  # a forged ledger may hold any arm
+            losses[run.arm][run.seed] = None if run.metric is None else sign * run.metric
     return losses
 
 
@@ -74,6 +122,8 @@ def _plain(verdict: Verdict, protocol: Protocol, losses: Losses) -> dict[str, An
 
 def _saved(verdict: Verdict, protocol: Protocol, losses: Losses) -> dict[str, float]:
     """Share of the baseline's FLOPs, with its interval; nothing where the curve says nothing."""
+    if not math.isfinite(verdict.effect):
+        return {}
     lengths, values = [], []
     for arm, seed in protocol.runs:
         loss = losses[arm].get(seed)
@@ -89,47 +139,3 @@ def _saved(verdict: Verdict, protocol: Protocol, losses: Losses) -> dict[str, fl
     cost = protocol.flops_per_run[verdict.arm] / whole  # an arm may cost more than the baseline
     share = lambda value: 1 - cost * (1 - value)
     return {"share": share(saving.share), "low": share(saving.low), "high": share(saving.high)}
-
-
-def table(protocol: Protocol, found: Review) -> Iterator[str]:
-    """Lines for people: verdict, effect with interval, what it is worth, and what it rests on."""
-    unit = protocol.metric
-    head = (
-        "arm",
-        "verdict",
-        f"effect, {unit}",
-        f"{1 - protocol.alpha:.0%} interval",
-        "compute saved",
-        "seeds",
-    )
-    rows = [head, *(_cells(verdict) for verdict in found.verdicts)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    for row in rows:
-        yield "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip()
-    yield ""
-    for verdict in found.verdicts:
-        yield f"{verdict['arm']}: {verdict['reason']}"
-    known = [v for v in found.verdicts if v["noise_floor"] is not None]
-    if known:
-        floors = ", ".join(sorted({f"{v['noise_floor']:.4f}" for v in known}))
-        yield f"noise of one paired difference: {floors} ({unit})"
-    cost = sum(protocol.flops_per_run[arm] for arm, _ in protocol.runs)
-    yield f"cost: {number(cost)}FLOPs in {len(protocol.runs)} runs; protocol {protocol.id[:12]}"
-
-
-def _cells(verdict: dict[str, Any]) -> tuple[str, ...]:
-    known = verdict["low"] is not None
-    saved = verdict.get("saved_share")
-    between = (
-        f" ({percent(verdict['saved_low'])} to {percent(verdict['saved_high'])})"
-        if saved is not None and verdict["saved_low"] is not None
-        else ""
-    )
-    return (
-        verdict["arm"],
-        verdict["decision"],
-        "-" if verdict["effect"] is None else f"{verdict['effect']:+.4f}",
-        f"{verdict['low']:+.4f} to {verdict['high']:+.4f}" if known else "unknown",
-        "-" if saved is None else percent(saved) + between,
-        str(verdict["n"]),
-    )

@@ -43,7 +43,7 @@ MEMBERS = "members"
 
 
 def train_together(jobs: Sequence[JobRun], tell: Tell, quiet: Display) -> None:
-    """Trains runs of one program (jobs.program_id) to their end, from their newest common checkpoint.
+    """Trains runs of one group (jobs.by_program) to their end, from their newest common checkpoint.
 
     Raises CheckpointError when a save failed.  A member that diverges stops alone.
     """
@@ -51,7 +51,7 @@ def train_together(jobs: Sequence[JobRun], tell: Tell, quiet: Display) -> None:
     with contextlib.ExitStack() as stack:
         members = [stack.enter_context(_opened(job, trainer, quiet)) for job in jobs]
         stack.enter_context(on_mesh(trainer.mesh))
-        _train(members, trainer, tell)
+        _train(members, trainer, tell, jobs[0].until)
 
 
 @dataclasses.dataclass
@@ -94,11 +94,12 @@ def _trainer(jobs: Sequence[JobRun]) -> Trainer:
     return build_trainer(config, tokenizer.bytes_per_token_V, mesh)
 
 
-def _train(members: list[_Member], trainer: Trainer, tell: Tell) -> None:
+def _train(members: list[_Member], trainer: Trainer, tell: Tell, until: int | None) -> None:
     config, began = members[0].run.config.train, time.perf_counter()
+    end = min(until or config.num_steps, config.num_steps)
     states, step = _initial(members, trainer)
     advance = jax.jit(jax.vmap(trainer.step, spmd_axis_name=MEMBERS), donate_argnums=0)
-    sources = [m.run.train_source.iter_batches(step, config.num_steps) for m in members]
+    sources = [m.run.train_source.iter_batches(step, end) for m in members]
     pending: tuple[int, Metrics] | None = None  # the host reads metrics one update late
     for batches in zip(*sources, strict=True):
         states, metrics = advance(states, _stack(batches, trainer.mesh))
@@ -106,9 +107,8 @@ def _train(members: list[_Member], trainer: Trainer, tell: Tell) -> None:
         if pending is not None:
             _report(members, *pending, tell)
         pending = (step, metrics)
-        is_last = step == config.num_steps
-        evaluates = step % config.eval_every == 0 and not is_last
-        saves = step % config.checkpoint_every == 0 or is_last
+        evaluates = step % config.eval_every == 0 and step < config.num_steps
+        saves = step % config.checkpoint_every == 0 or step == end
         if evaluates or saves:
             _report(members, *pending, tell)
             pending = None
@@ -120,8 +120,10 @@ def _train(members: list[_Member], trainer: Trainer, tell: Tell) -> None:
                 member.run.reporter.paused()
     for member, state in _sound(members, states):
         member.run.checkpoints.wait()
-        final = member.run.evaluate(state, step, None)
-        outcome = Outcome("completed", step, final, time.perf_counter() - began, None)
+        is_whole = step == config.num_steps
+        final = member.run.evaluate(state, step, None) if is_whole else None
+        status = "completed" if is_whole else "preempted"
+        outcome = Outcome(status, step, final, time.perf_counter() - began, None)
         member.summary |= dataclasses.asdict(outcome)
 
 

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a ledger is what was written, and its runs what it says.  Changes nothing.
 
-Three circles: every line's hash, number and predecessor, and the head; every record against those
-before it (a run of a protocol's arm and seed, by its evaluator, a metric only with a completed
-run); every run directory against its record (config, data and code hash to the run's id, the
-checkpoint is the one that was judged).  Standard library only.
+Four circles: every line's hash, number and predecessor, and the head; every record against those
+before it (stories.py); every review against the runs, from which it is drawn anew; every run directory
+against its record (config, data and code hash to the run's id, the checkpoint is the one that was
+judged).
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jaxlm.config import identity
-from jaxlm.core.canonical import canonical_json, content_id, file_sha256
+from jaxlm.core.canonical import canonical_json, content_id, file_sha256, to_jsonable
 from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.research import fingerprint
 from jaxlm.research.ledger import FIRST, Ledger, Record, parse, seal
 from jaxlm.research.records import protocol_from
+from jaxlm.research.stories import story_problems
 from jaxlm.train.run_dir import load_config, read_json
-
-KINDS = ("protocol", "approval", "run", "review")
 
 
 def verify(ledger: Ledger, project: Path) -> list[str]:
@@ -43,7 +42,8 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
         previous = record.hash
         records.append(record)
     yield from _head(ledger, records)
-    yield from _stories(records)
+    problems = list(story_problems(records))
+    yield from problems or _outcomes(records)
     codes = {r.body.get("id"): r.body.get("code") for r in records if r.kind == "protocol"}
     for record in records:
         if record.kind == "run" and record.body.get("status") == "completed":
@@ -76,55 +76,26 @@ def _head(ledger: Ledger, records: list[Record]) -> Iterator[str]:
         yield f"{ledger.head_path} does not match record {count - 1}"
 
 
-def _stories(records: list[Record]) -> Iterator[str]:
-    protocols: dict[str, dict[str, Any]] = {}
-    approved: set[str] = set()
-    seen: set[tuple[str, str, int]] = set()
+def _outcomes(records: list[Record]) -> Iterator[str]:
+    """Reviews drawn anew from the recorded runs, where the rules are those of today's code."""
+    from jaxlm.research.review import review, runs_of  # statistics, which the rest does without
+    from jaxlm.research.search import review_search
+
+    protocols = {r.body["id"]: protocol_from(r.body) for r in records if r.kind == "protocol"}
     for record in records:
-        body, where = record.body, f"record {record.seq}"
+        if record.kind != "review":
+            continue
+        protocol, before = protocols[record.body["protocol"]], records[: record.seq]
+        if protocol.rules != fingerprint.rules():
+            continue
+        judge = review if protocol.search is None else review_search
         try:
-            if record.kind == "protocol":
-                if protocol_from(body).id != body["id"]:
-                    yield f"{where}: the protocol was edited: its id is of another text"
-                protocols[body["id"]] = body
-            elif record.kind not in KINDS:
-                yield f"{where}: unknown kind {record.kind!r}"
-            elif body["protocol"] not in protocols:
-                yield f"{where}: {record.kind} of a protocol that was not fixed before it"
-            elif record.kind == "approval":
-                approved.add(body["protocol"])
-            elif record.kind == "run":
-                if body["protocol"] not in approved:
-                    yield f"{where}: run of a protocol that nobody approved"
-                yield from (f"{where}: {p}" for p in _run(body, protocols[body["protocol"]], seen))
-            elif record.kind == "review":
-                protocol = protocol_from(protocols[body["protocol"]])
-                if {(protocol.id, *run) for run in protocol.runs} - seen:
-                    yield f"{where}: review before all runs of its protocol"
-        except (KeyError, TypeError, ValueError) as e:
-            yield f"{where}: {record.kind} lacks a field or holds another type: {e}"
-
-
-def _run(
-    body: dict[str, Any], protocol: dict[str, Any], seen: set[tuple[str, str, int]]
-) -> Iterator[str]:
-    if (body["arm"], body["seed"]) not in protocol_from(protocol).runs:
-        yield f"arm {body['arm']!r} with seed {body['seed']} is not in the protocol"
-    key = (body["protocol"], body["arm"], body["seed"])
-    if key in seen:
-        yield f"arm {body['arm']!r} with seed {body['seed']} was recorded before"
-    seen.add(key)
-    found = body["evaluation"]
-    is_completed = body["status"] == "completed"
-    if (found is not None) != is_completed or (body["metric"] is not None) != is_completed:
-        yield f"status {body['status']!r} with metric {body['metric']}"
-    elif found is not None:
-        if found[protocol["metric"]] != body["metric"]:
-            yield f"metric {body['metric']} is not its evaluation's {found[protocol['metric']]}"
-        if found["run_id"] != body["run_id"]:
-            yield "the evaluation is of another run"
-        if found["evaluator"] != protocol["evaluator"]:
-            yield "judged by another evaluator than the protocol's"
+            found = to_jsonable(judge(protocol, runs_of(protocol, before), before))
+        except RunError as e:
+            yield f"record {record.seq}: {e}"
+            continue
+        if canonical_json(found) != canonical_json(record.body):
+            yield f"record {record.seq}: its verdicts do not follow from the runs"
 
 
 def _directory(record: Record, project: Path, code: str) -> Iterator[str]:

@@ -43,7 +43,7 @@ class Announcer(PlainDisplay):
 
 def train(job: Job, out: TextIO = sys.stdout) -> None:
     """Trains what is not finished.  A run that diverges says so in its summary.json."""
-    waiting = [run for run in job.runs if not is_finished(run.directory)]
+    waiting = [run for run in job.runs if not is_finished(run)]
     how = job.how
     if how == "auto":
         how = "in turn" if jax.default_backend() == "cpu" else "together"
@@ -60,8 +60,8 @@ def _train_in_turn(runs: list[JobRun], out: TextIO) -> None:
     for run in runs:
         announcer = Announcer(run.directory, out)
         with contextlib.suppress(NonFiniteError):  # its summary says so
-            summary = run_training(run.config, run.directory, "", announcer, trainer)
-            if summary["status"] != "completed":  # asked to stop
+            summary = run_training(run.config, run.directory, "", announcer, trainer, run.until)
+            if summary["status"] != "completed" and summary["step"] != run.until:  # asked to stop
                 return
 
 
@@ -77,9 +77,11 @@ def evaluate(job: Job, out: TextIO = sys.stdout) -> None:
                 _tell(out, run=str(run.directory), error=str(e))
 
 
-def is_finished(directory: Path) -> bool:
-    """Completed or diverged: nothing is left to train."""
-    summary = read_json(directory / "summary.json") or {}
+def is_finished(run: JobRun) -> bool:
+    """Completed or diverged, or as far as it was to go: nothing is left to train."""
+    summary = read_json(run.directory / "summary.json") or {}
+    if summary.get("status") == "preempted" and run.until is not None:
+        return bool((summary["step"] or 0) >= run.until)
     return summary.get("status") in ("completed", "diverged")
 
 

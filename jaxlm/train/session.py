@@ -46,11 +46,13 @@ def run_training(
     gin_text: str = "",
     display: Display | None = None,
     trainer: Trainer | None = None,
+    until: int | None = None,
 ) -> Summary:
     """Trains, or goes on training what `run_dir` holds.  All processes call it alike.
 
     trainer: compiled functions of an earlier run that differs in nothing but seeds and the
              optimizer's scalars; None: built here
+    until:   updates after which to stop, as if asked to; it goes on when called again
 
     Raises a UserError, before anything is written, when config, data, devices and directory do not
     fit together; NonFiniteError and CheckpointError as jaxlm.train.loop.train.
@@ -67,7 +69,7 @@ def run_training(
     summary: Summary = {"status": "crashed", "step": None, "final": None}
     summary |= {"baselines": data.baselines, "resolved": describe(resolved)}
     try:
-        with leaving_at_failure(), display, StopRequest() as stop:
+        with leaving_at_failure(), display, StopRequest(until) as stop:
             outcome = _train(config, resolved, data, run_dir, display, stop, trainer)
         summary |= dataclasses.asdict(outcome)
         if is_main:

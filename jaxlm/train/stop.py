@@ -23,9 +23,13 @@ LEAD = 4
 
 
 class StopRequest:
-    """Context manager that turns signals into a question the loop asks between updates."""
+    """Context manager that turns signals into a question the loop asks between updates.
 
-    def __init__(self) -> None:
+    after: updates after which to stop without a signal.
+    """
+
+    def __init__(self, after: int | None = None) -> None:
+        self.after = after
         self.signal: signal.Signals | None = None
         self._has_asked = False
 
@@ -63,6 +67,8 @@ class StopRequest:
 
     def should_stop(self, step: int) -> bool:
         """Whether to stop now, before update step + 1.  All processes answer alike at every step."""
+        if self.after is not None and step >= self.after:
+            return True
         if jax.process_count() == 1:
             return self.signal is not None
         client: Any = distributed.global_state.client

@@ -104,6 +104,18 @@ class Purse:
             self._reached[key] = max(t.fraction, self._reached.get(key, 0.0))
 
 
+def relay(plan: Plan, purse: Purse) -> Plan:
+    """A policy inside of another, whose purse pays its runs too."""
+    try:
+        trials = next(plan)
+        while True:
+            purse.pay(trials)
+            trials = plan.send((yield trials))
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+
+
 def drive(plan: Plan, run: Callable[[list[Trial]], Losses], purse: Purse) -> Outcome:
     """Runs a policy to its end; `purse` counts apart from the policy's own.
 

@@ -22,6 +22,8 @@ POLICIES: dict[str, Policy] = {
     "factorial-foldover": factorial_foldover,
     "prune-and-confirm": prune_and_confirm,
 }
+CONFIRM = frozenset({"adaptive", "factorial", "factorial-foldover", "prune-and-confirm"})
+COMBINE = CONFIRM  # they put ideas together that nothing has kept yet
 DEFAULT, RIVAL = "adaptive", "greedy"
 
 

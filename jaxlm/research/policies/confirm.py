@@ -16,7 +16,7 @@ from jaxlm.research.stats.noise import Noise, combine, pool
 
 def confirm(
     purse: Purse, kept: frozenset[str], first_seed: int, pairs: int, noise: Noise | None,
-    effects: Mapping[str, float], notes: Mapping[str, float],
+    effects: Mapping[str, float], notes: Mapping[str, float], scale: int = 0,
 ) -> Generator[list[Trial], Losses, Outcome]:  # fmt: skip
     """Baseline and the final arm on `pairs` seeds that nothing has used.
 
@@ -25,7 +25,7 @@ def confirm(
     if not kept:
         return Outcome(BASELINE, 0.0, (0.0, 0.0), effects, notes)
     seeds = range(first_seed, first_seed + pairs)
-    trials = [Trial(arm, seed) for seed in seeds for arm in (BASELINE, kept)]
+    trials = [Trial(arm, seed, 1.0, scale) for seed in seeds for arm in (BASELINE, kept)]
     purse.pay(trials)
     losses = yield trials
     gains = [

@@ -8,11 +8,11 @@ in which those that do not hold fall out.
 """
 
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlm.research.policies.base import Knowledge, Losses, Plan, Purse, Trial
+from jaxlm.research.policies.base import Knowledge, Plan, Purse, Trial, relay
 from jaxlm.research.policies.confirm import confirm
 from jaxlm.research.policies.designs import design, order_for, orders
 from jaxlm.research.policies.early_stop import early_stop
@@ -55,7 +55,8 @@ def prune_and_confirm(ideas: Sequence[str], budget: float, seed: int, knowledge:
     if budget - reserve < 2:
         return (yield from early_stop(ideas, budget, seed, knowledge))
     purse, evidence = Purse(budget, knowledge.scale_costs), Evidence(knowledge)
-    candidates = yield from _candidates(early_stop(ideas, budget - reserve, seed, knowledge), purse)
+    found = yield from relay(early_stop(ideas, budget - reserve, seed, knowledge), purse)
+    candidates = found.effects
     rng, next_seed = np.random.default_rng(seed), seed + SEEDS
     size = max([m for m in orders() if 4 <= m <= purse.left - 2 * PAIRS], default=0)
     best = sorted(candidates, key=candidates.__getitem__)[: max(0, size - 1 - EMPTY)]
@@ -63,19 +64,6 @@ def prune_and_confirm(ideas: Sequence[str], budget: float, seed: int, knowledge:
         block = design(best, rng, size)
         yield from run_block(purse, block, next_seed, 1.0, evidence)
     return (yield from _finish(purse, evidence, next_seed + SEEDS))
-
-
-def _candidates(search: Plan, purse: Purse) -> Generator[list[Trial], Losses, Mapping[str, float]]:
-    """What another policy kept, with its effects; its runs are paid here too."""
-    trials = next(search)
-    while True:
-        purse.pay(trials)
-        losses = yield trials
-        try:
-            trials = search.send(losses)
-        except StopIteration as end:
-            effects: Mapping[str, float] = end.value.effects
-            return effects
 
 
 def _finish(purse: Purse, evidence: Evidence, fresh_seed: int) -> Plan:

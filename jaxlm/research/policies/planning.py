@@ -67,8 +67,8 @@ def expected_gain(now: Situation, fraction: float, share: float) -> float:
     screened = new + (now.num_waiting if is_early else 0)
     post = posterior(x, se, now.prior)
     sure_gain = 0.0
-    if runs < 4 and is_early:
-        return 0.0  # an idea is kept only on full-length runs
+    if screened <= 0 or (runs < 4 and is_early):
+        return 0.0  # nothing is left to screen, or to keep: that takes full-length runs
     if runs >= 4:
         count = round(min(1.0, (runs - 2) / screened) * NUM_DRAWN)
         sure = post.p_good >= SURE

@@ -30,9 +30,12 @@ class PowerLaw:
         return self.floor + self.scale * tokens**-self.alpha
 
     def tokens_to(self, loss: float) -> float:
-        """inf at or below the floor."""
+        """inf at or below the floor, 0 for an infinite loss."""
         rest = loss - self.floor
-        return (self.scale / rest) ** (1 / self.alpha) if rest > 0 else math.inf
+        if rest <= 0:
+            return math.inf
+        power = (math.log(self.scale) - math.log(rest)) / self.alpha
+        return math.exp(power) if power < 700 else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +96,11 @@ def savings(
         except ValueError:
             continue  # a resample without a fall says nothing of the rate
         ends.append([_share(other, at, end) for end in interval])
-    low, high = np.quantile(np.array(ends), [0.025, 0.975], axis=0)
+    low, high = np.quantile(np.array(ends), [0.025, 0.975], axis=0, method="nearest")  # of infs
     needed = law.tokens_to(law(at) + effect)
     return Saving(needed, _share(law, at, effect), float(low[1]), float(high[0]))
 
 
 def _share(law: PowerLaw, at: float, effect: float) -> float:
-    return 1 - at / law.tokens_to(law(at) + effect)
+    tokens = law.tokens_to(law(at) + effect)
+    return 1 - at / tokens if tokens else -math.inf

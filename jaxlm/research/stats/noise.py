@@ -3,7 +3,7 @@
 
     sigma^2 = sum_j (n_j - 1) s_j^2 / sum_j (n_j - 1),   df = sum_j (n_j - 1)
 over configurations j of one scale and horizon.  A horizon at which the loss still moves fast is
-refused: there the seeds differ by *when* they fall, and every effect is one of timing.
+refused: there the seeds differ by *when* they fall (one pilot had 15 times the noise of a longer one).
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.special import chdtri, ndtri, stdtrit
+from scipy.optimize import brentq
+from scipy.special import chdtri, ndtri, polygamma, psi, stdtrit
 
 MAX_FALL = 0.25  # of the whole fall so far, per e-fold of training: above, the loss is in free fall
-MAX_TIMING = 100.0  # sigmas per e-fold: above, a run 1 % longer would differ by a sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,32 @@ def combine(parts: Iterable[Noise | None]) -> Noise | None:
     return Noise(math.sqrt(sum(p.df * p.sigma**2 for p in known) / df), df) if df else None
 
 
+def moderate(groups: Iterable[Sequence[float]]) -> Noise | None:
+    """What other groups of differences say of a new one's noise, as far as they agree among themselves.
+
+    Paired differences spread by what was changed, so one pooled sigma would be too sure.  Variances are
+    taken as sigma0^2 d0 / chi^2(d0); d0, their agreement, comes from the spread of ln s^2 (Smyth 2004,
+    limma), and counts as degrees of freedom beside a group's own.  None for fewer than 3 groups.
+    """
+    known = [(float(np.var(g, ddof=1)), len(g) - 1) for g in groups if len(g) > 1]
+    known = [(variance, df) for variance, df in known if variance > 0]
+    if len(known) < 3:
+        return None
+    variances, half = np.array([v for v, _ in known]), np.array([df / 2 for _, df in known])
+    logs = np.log(variances) - psi(half) + np.log(half)
+    excess = float(np.var(logs, ddof=1) - polygamma(1, half).mean())
+    # with few groups an excess of none may be luck: add its standard error
+    doubt = math.sqrt(2 / (len(known) - 1)) * float(np.var(logs, ddof=1))
+    half_d0 = _trigamma_inverse(max(excess, 0.0) + doubt)
+    sigma2 = math.exp(float(logs.mean()) + float(psi(half_d0)) - math.log(half_d0))
+    return Noise(math.sqrt(sigma2), 2 * half_d0)
+
+
+def _trigamma_inverse(y: float) -> float:
+    """x > 0 with trigamma(x) = y > 0; trigamma falls from inf to 0."""
+    return float(brentq(lambda x: float(polygamma(1, x)) - y, 1e-6, 1 / y + 1))
+
+
 def sample_size(
     sd: float, smallest_effect: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int:
@@ -69,40 +95,33 @@ def sample_size(
 class Horizon:
     """Whether a length of training is fit for comparisons."""
 
-    slope: float  # |dL / d ln t| at the end, nats
-    fall: float  # share of the loss's fall so far that one more e-fold would add at this slope
-    timing: float  # slope / sigma
+    slope: float  # nats per token that one more e-fold of training takes off
+    fall: float  # the same as a share of the fall from the first loss
     problem: str | None  # None: fit
 
-    @property
-    def is_fit(self) -> bool:
-        return self.problem is None
 
+def check_horizon(steps: Sequence[float], losses: Sequence[float], start: float) -> Horizon:
+    """Judges the longest of runs of two lengths or more, each with its whole schedule.
 
-def check_horizon(steps: Sequence[float], losses: Sequence[float], sigma: float) -> Horizon:
-    """Judges the end of a baseline's loss curve (validation, or smoothed training loss).
-
-    The slope is a least-squares line through the last tenth of training.  Raises ValueError with
-    fewer than 3 points there.
+    losses: final ones, in nats; several runs may have one length.  start: of the first update.
+    The slope lies between the two longest: inside one run with a decaying learning rate the loss falls
+    for the schedule's sake.  Raises ValueError for fewer than two lengths.
     """
-    t, loss = np.asarray(steps, float), np.asarray(losses, float)
-    late = t >= 0.9 * t[-1]
-    if late.sum() < 3:
-        raise ValueError(f"needs at least 3 points in the last tenth of training, got {late.sum()}")
-    x = np.log(t[late]) - np.log(t[late]).mean()
-    slope = abs(float(x @ loss[late] / (x @ x)))
-    fallen = float(loss[0] - loss[late].mean())
-    fall = slope / fallen if fallen > 0 else math.inf
-    timing = slope / sigma if sigma > 0 else math.inf
+    lengths = sorted(set(steps))
+    if len(lengths) < 2:
+        raise ValueError(f"needs runs of at least 2 lengths, got {len(lengths)}")
+    mean = {
+        n: float(np.mean([x for m, x in zip(steps, losses, strict=True) if m == n]))
+        for n in lengths[-2:]
+    }
+    (short, before), (long, after) = sorted(mean.items())
+    slope = (before - after) / math.log(long / short)
+    fall = slope / (start - after) if start > after else math.inf
     problem = None
     if fall > MAX_FALL:
         problem = (
-            f"the loss still falls by {fall:.0%} of its whole fall per e-fold of training "
-            f"(at most {MAX_FALL:.0%}): train longer"
+            f"at this length one e-fold more of training would still take {slope:.2g} nats off, "
+            f"{min(fall, 9.99):.0%} of all it has fallen (at most {MAX_FALL:.0%}): seeds differ by when "
+            "they fall, and every effect is one of timing"
         )
-    elif timing > MAX_TIMING:
-        problem = (
-            f"the loss still falls by {timing:.0f} sigmas per e-fold of training "
-            f"(at most {MAX_TIMING:.0f}): 1 % more steps would look like an effect; train longer"
-        )
-    return Horizon(slope, fall, timing, problem)
+    return Horizon(slope, fall, problem)

@@ -6,7 +6,11 @@ seeds, its interval, and keep, discard or inconclusive:
 - keep: the interval lies below -smallest_effect, and the arm is a discovery among all arms
   (Benjamini-Hochberg at alpha);
 - discard: the interval lies above -smallest_effect;
-- inconclusive: neither.  One seed is always inconclusive, unless noise was pooled before.
+- inconclusive: neither.  One seed is always inconclusive, unless noise was pooled before; so is an arm
+  with fewer completed seeds than the baseline, for those that fail are not the best.
+
+With a margin the arms are simplifications, and the bound is +margin: kept is what is no worse than that
+(one of the two one-sided tests of Schuirmann 1987; both together make it equivalent).
 """
 
 import dataclasses
@@ -36,16 +40,24 @@ class Rules:
     too; sequence, where seeds are added as one goes (wider, and valid whenever one looks)."""
 
     smallest_effect: float = 0.0  # nats, >= 0
+    margin: float | None = None  # nats, > 0
     alpha: float = 0.05
     test: Test = "t"
 
     def __post_init__(self) -> None:
         if not self.smallest_effect >= 0:
             raise ConfigError(f"smallest_effect must be >= 0, got {self.smallest_effect!r}")
+        if self.margin is not None and not self.margin > 0:
+            raise ConfigError(f"margin must be > 0, got {self.margin!r}")
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha must be between 0 and 1, got {self.alpha!r}")
         if self.test not in ("t", "sign_flip", "sequence"):
             raise ConfigError(f"test must be t, sign_flip or sequence, got {self.test!r}")
+
+    @property
+    def bound(self) -> float:
+        """What an effect must lie below."""
+        return -self.smallest_effect if self.margin is None else self.margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +69,8 @@ class Verdict:
     effect: float  # nan without a common seed
     low: float
     high: float
-    p_value: float  # one-sided, that the effect is -smallest_effect or worse; nan if unknown
+    p_value: float  # one-sided, that the effect is at the bound or worse; nan if unknown
+    q_value: float  # the smallest false-discovery rate at which it is a discovery among the arms
     noise_floor: float  # sd of one paired difference; nan if unknown
     noise_df: float
     n: int  # common seeds
@@ -78,10 +91,20 @@ def judge(
     p_values = {arm: _p_value(d, rules, pooled) for arm, d in arms.items()}
     known = [arm for arm, p in p_values.items() if not math.isnan(p)]
     q_values = dict(zip(known, adjusted([p_values[arm] for arm in known]), strict=True))
-    return {
-        arm: _verdict(arm, d, p_values[arm], q_values.get(arm, math.nan), rules, pooled)
+    full = sum(loss is not None for loss in losses[baseline].values())
+    found = {
+        arm: _verdict(arm, d, p_values[arm], float(q_values.get(arm, math.nan)), rules, pooled)
         for arm, d in arms.items()
     }
+    return {arm: _unless_runs_failed(v, full, losses[arm]) for arm, v in found.items()}
+
+
+def _unless_runs_failed(verdict: Verdict, full: int, runs: Mapping[int, float | None]) -> Verdict:
+    failed = sum(loss is None for loss in runs.values())
+    if verdict.decision != "keep" or not failed or verdict.n >= full:
+        return verdict
+    why = f"{failed} of {len(runs)} seeds did not complete: what is left of them is a selection"
+    return dataclasses.replace(verdict, decision="inconclusive", reason=why)
 
 
 def _spread(d: Floats, pooled: Noise | None) -> Noise | None:
@@ -90,11 +113,11 @@ def _spread(d: Floats, pooled: Noise | None) -> Noise | None:
 
 
 def _p_value(d: Floats, rules: Rules, pooled: Noise | None) -> float:
-    """One-sided, against effect < -smallest_effect."""
+    """One-sided, against effect < bound."""
     noise = _spread(d, pooled)
     if noise is None or not d.size:
         return math.nan
-    shifted = d + rules.smallest_effect
+    shifted = d - rules.bound
     if rules.test == "sign_flip":
         return sign_flip(shifted, side=-1)
     if rules.test == "sequence":
@@ -121,25 +144,26 @@ def _verdict(
     nan, inf = math.nan, math.inf
     if not d.size:
         why = "no seed completed in both this arm and the baseline"
-        return Verdict(arm, "inconclusive", nan, -inf, inf, nan, nan, 0, 0, why)
+        return Verdict(arm, "inconclusive", nan, -inf, inf, nan, nan, nan, 0, 0, why)
     noise = _spread(d, pooled)
     low, high = _interval(d, rules, pooled)
     decision, reason = _decide(d, low, high, p, q, rules, noise)
     floor, df = (noise.sigma, noise.df) if noise else (nan, 0)
-    return Verdict(arm, decision, float(d.mean()), low, high, p, floor, df, d.size, reason)
+    return Verdict(arm, decision, float(d.mean()), low, high, p, q, floor, df, d.size, reason)
 
 
 def _decide(
     d: Floats, low: float, high: float, p: float, q: float, rules: Rules, noise: Noise | None
 ) -> tuple[Decision, str]:
-    bound, alpha = -rules.smallest_effect, rules.alpha
+    bound, alpha = rules.bound, rules.alpha
     if noise is None:
         return "inconclusive", (
             "one seed: neither the noise nor the sign of the effect can be told from it; "
             "run at least 2 seeds, or pool the noise of earlier runs"
         )
     if low > bound:
-        return "discard", "the interval lies above the smallest effect worth keeping"
+        worse = "the smallest effect worth keeping" if rules.margin is None else "the margin"
+        return "discard", f"the interval lies above {worse}"
     if high >= bound:
         return "inconclusive", f"the interval includes {bound:g}: more seeds, or a smaller effect"
     if rules.test == "sign_flip" and d.size <= MAX_EXACT and 2.0**-d.size > alpha / 2:
@@ -148,4 +172,7 @@ def _decide(
         return "inconclusive", f"the sign-flip test does not agree: p = {p:.3g}"
     if q > alpha:
         return "inconclusive", f"one of several arms, and no discovery among them: q = {q:.3g}"
-    return "keep", "the interval lies below the smallest effect worth keeping"
+    if rules.margin is None:
+        return "keep", "the interval lies below the smallest effect worth keeping"
+    is_equivalent = low > -rules.margin
+    return "keep", f"no worse than {rules.margin:g}" + (", and no better" if is_equivalent else "")

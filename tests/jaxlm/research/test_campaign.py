@@ -16,7 +16,7 @@ import pytest
 
 from jaxlm.cli.main import main
 from jaxlm.core.errors import RunError
-from jaxlm.research import campaign, worker
+from jaxlm.research import runner, worker
 from jaxlm.research.evaluator import evaluate_run
 from jaxlm.research.jobs import Job, JobRun
 from jaxlm.research.ledger import Ledger
@@ -26,9 +26,13 @@ from jaxlm.train.run_dir import load_config
 from tests.e2e.workshop import furnish, refused
 
 ABLATE = ["ablate", "base.gin", "--vary", "OptimConfig.peak_lr=[1e-2,2e-2]", "--seeds", "2"]
+ABLATE += ["--any-horizon"]  # four updates are far from settled
 LEDGER = Ledger(Path("research/ledger.jsonl"))
-RUNS = [(arm, seed) for seed in (0, 1) for arm in ("baseline", "peak_lr=2e-2")]
-RUNS += [("baseline, 2 updates", 0), ("baseline, 2 updates", 1)]
+CURVE = [("baseline, 2 updates", 0), ("baseline, 2 updates", 1)]
+PILOT = [*CURVE, ("baseline", 0), ("baseline", 1)]
+SCREEN = [*CURVE, *((arm, seed) for seed in (0, 1) for arm in ("baseline", "peak_lr=2e-2"))]
+FIRST = ["protocol", "approval", *["run"] * 4, "finding"]
+KINDS = [*FIRST, "protocol", "approval", *["run"] * 6, "review"]
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +69,16 @@ def test_an_ablation_leaves_a_ledger_that_holds_and_a_page(
 ) -> None:
     monkeypatch.chdir(finished)
     kinds = [record.kind for record in LEDGER]
-    assert kinds == ["protocol", "approval", *["run"] * 6, "review"]
-    assert [(run["arm"], run["seed"]) for run in LEDGER.of_kind("run")] == RUNS
+    assert kinds == KINDS
+    assert [(run["arm"], run["seed"]) for run in LEDGER.of_kind("run")] == PILOT + SCREEN
     assert verify(LEDGER, Path("research")) == []
-    (review,), (protocol,) = LEDGER.of_kind("review"), LEDGER.of_kind("protocol")
+    (review,), (_, protocol) = LEDGER.of_kind("review"), LEDGER.of_kind("protocol")
     (verdict,) = review["verdicts"]
     pairs = [of("peak_lr=2e-2", s)["metric"] - of("baseline", s)["metric"] for s in (0, 1)]
     assert verdict["effect"] == pytest.approx(sum(pairs) / 2)
-    assert "peak_lr=2e-2" in Path(f"research/{protocol['id'][:12]}.html").read_text()
+    page = Path(f"research/{protocol['id'][:12]}.html").read_text()
+    assert "peak_lr=2e-2" in page and "exploratory" in page
+    assert review["is_exploratory"] and "it was overruled" in review["departures"][0]
 
 
 def test_people_can_read_the_ledger(
@@ -81,13 +87,13 @@ def test_people_can_read_the_ledger(
     monkeypatch.chdir(finished)
     assert main(["research", "log"]) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert len(lines) == 9
-    assert "peak_lr=2e-2, seed 1: " in lines[5]
+    assert len(lines) == len(KINDS)
+    assert "peak_lr=2e-2, seed 1: " in lines[-2] and "EXPLORATORY" in lines[-1]
     assert main(["research", "show", "0"]) == 0
     assert json.loads(capfd.readouterr().out)["kind"] == "protocol"
     assert main(["research", "verify"]) == 0
-    assert "9 records, no problem" in capfd.readouterr().out
-    assert "has 0 to 8" in refused(["research", "show", "9"], capfd)
+    assert f"{len(KINDS)} records, no problem" in capfd.readouterr().out
+    assert f"has 0 to {len(KINDS) - 1}" in refused(["research", "show", "99"], capfd)
     assert "`jaxlm ablate` begins one" in refused(["research", "log", "--project", "no"], capfd)
 
 
@@ -113,15 +119,17 @@ def test_what_is_known_is_never_trained_again(
         asked.append(len(runs))
         return {}
 
-    monkeypatch.setattr(campaign, "_train_and_judge", train_and_judge)
+    monkeypatch.setattr(runner, "train_and_judge", train_and_judge)
     before = content(LEDGER)
     assert main(ABLATE) == 0
     assert content(LEDGER) == before
     shutil.copytree("research", "copy")
-    assert main([*ABLATE[:-1], "3", "--project", "copy"]) == 0  # one more seed
-    assert asked == [0, 2]
-    reused = [run["is_reused"] for run in Ledger(Path("copy/ledger.jsonl")).of_kind("run")[6:]]
-    assert reused == [True] * 4 + [False] * 2 + [True] * 2
+    assert main([*ABLATE, "--seeds", "3", "--project", "copy"]) == 0  # one more seed
+    assert asked == [0, 0, 0, 2]
+    copy = Ledger(Path("copy/ledger.jsonl"))
+    reused = [run["is_reused"] for run in copy.of_kind("run")[10:]]
+    assert reused == [True] * 6 + [False] * 2
+    assert any("seeds were added after" in d for d in copy.of_kind("review")[1]["departures"])
 
 
 def test_members_of_one_program_on_two_devices_equal_runs_alone_to_rounding(
@@ -149,7 +157,7 @@ def test_a_run_that_was_stopped_is_not_recorded_and_goes_on(
             run.directory.mkdir(parents=True)
             (run.directory / "summary.json").write_text('{"status": "preempted"}')
 
-    monkeypatch.setattr(campaign, "run_jobs", stopped)
+    monkeypatch.setattr(runner, "run_jobs", stopped)
     assert main([*ABLATE, "--project", "stopped"]) == 2
     assert "was stopped before its end; the same command goes on" in capfd.readouterr().err
     assert Ledger(Path("stopped/ledger.jsonl")).of_kind("run") == []
@@ -193,9 +201,56 @@ BAD_INPUT = {
     "same config": (["--vary", "TrainConfig.eval_every=[2]"], "only the baseline is left"),
     "same arms": (["--vary", "OptimConfig.peak_lr=[2e-2,0.02]"], "are the same config"),
     "budget": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--budget", "1e3flops"], "with one seed"),
-    "budget unit": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--budget", "3"], "flops or tokens"),
+    "budget unit": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--budget", "3"], "write a positive"),
+    "budget of nothing": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--budget", "0s"], "a positive"),
+    "token budget": (
+        ["--vary", "OptimConfig.peak_lr=[2e-2]", "--budget", "100tokens"],
+        "10 runs need 9.22e+03; with one seed 2.56e+03",
+    ),
     "metric": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--metric", "eval/x"], "allowed: eval/"),
-    "no seed": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "0"], "--seeds must be >= 1"),
+    "no goal": (
+        ["--vary", "OptimConfig.peak_lr=[2e-2]", "--metric", "train/loss_nats"],
+        "is no goal",
+    ),
+    "no seed": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "0"], "a number >= 2 or auto"),
+    "one seed": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "1"], "can conclude nothing"),
+    "auto seeds for nothing": (
+        ["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "auto"],
+        "needs --smallest-effect X",
+    ),
+    "fewer seeds at most": (
+        ["--vary", "OptimConfig.peak_lr=[2e-2]", "--max-seeds", "3"],
+        "--max-seeds must be above --seeds 4",
+    ),
+    "nothing to try": ([], "nothing to try"),
+    "twice": (["--vary", "OptimConfig.peak_lr=[2e-2,2e-2]"], "twice: the same config"),
+    "no idea": (["--idea", "faster"], "write NAME: FIELD=VALUE"),
+    "idea of an unknown field": (["--idea", "x: OptimConfig.lr=1"], "unknown key OptimConfig.lr"),
+    "smaller scale": (
+        ["--vary", "OptimConfig.peak_lr=[2e-2]", "--promote", "TrainConfig.num_steps=2"],
+        "is no larger scale",
+    ),
+    "one seed of a claim": (
+        ["--vary", "OptimConfig.b1=[0.8]", "--confirm", "1"],
+        "at least 2 seeds",
+    ),
+    "unknown policy": (["--vary", "OptimConfig.b1=[0.8]", "--policy", "gredy"], "'greedy'"),
+    "policy without a budget": (["--vary", "OptimConfig.b1=[0.8]", "--policy"], "needs a --budget"),
+    "policy with too little": (
+        ["--vary", "OptimConfig.b1=[0.8]", "--policy", "greedy", "--budget", "5runs"],
+        "need 11.5 runs, 11.5 runs",
+    ),
+    "ideas that exclude each other": (
+        ["--vary", "OptimConfig.b1=[0.8,0.7]", "--policy", "--budget", "40runs"],
+        "set one field to two values",
+    ),
+    "two goals": (
+        ["--vary", "OptimConfig.b1=[0.8]", "--no-worse-than", "1", "--smallest-effect", "1"],
+        "exclude each other",
+    ),
+    "prediction": (["--vary", "OptimConfig.b1=[0.8]", "--predict", "1,2"], "write EFFECT,LOW,HIGH"),
+    "workers": (["--vary", "OptimConfig.b1=[0.8]", "--workers", "0"], "--workers must be >= 1"),
+    "cluster": (["--vary", "OptimConfig.b1=[0.8]", "--on", "slurmm"], "did you mean 'slurm'"),
 }
 
 
@@ -206,7 +261,7 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_run(
     def run_nothing(*args: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(campaign, "run_jobs", run_nothing)
+    monkeypatch.setattr(runner, "run_jobs", run_nothing)
     words, expected = BAD_INPUT[name]
     assert expected in refused(["ablate", "base.gin", *words], capfd)
     assert not Path("research").exists()

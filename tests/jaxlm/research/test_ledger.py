@@ -26,10 +26,12 @@ PROTOCOL = Protocol(
     smallest_effect=0.0,
     alpha=0.05,
     flops_per_run={"baseline": 1.0, "more": 1.0},
-    budget_flops=None,
+    tokens_per_run={"baseline": 1.0, "more": 1.0},
+    budget=None,
     data_id="d",
     code="c",
     evaluator="e",
+    rules="other rules than today's",
 )
 
 
