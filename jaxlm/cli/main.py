@@ -19,7 +19,8 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "generate": "continue a text with a trained model",
     "data": "prepare, look into or tokenise text",
     "ablate": "try changes over several seeds: a verdict for each, with an interval",
-    "research": "the ledger of all that was tried: log, show, verify",
+    "research": "the loop: propose, draft, approve, run, adopt; and the ledger of all that was tried",
+    "mcp": "the research desk for an MCP client such as Claude Code",
     "bench": "measure the loop, the step, the loader and the start",
 }
 

@@ -87,9 +87,7 @@ class Desk:
     def records(self) -> list[Record]:
         return list(self.ledger)
 
-    def config(
-        self, changes: dict[str, str] | None = None, scale: Sequence[str] = ()
-    ) -> RunConfig:
+    def config(self, changes: dict[str, str] | None = None, scale: Sequence[str] = ()) -> RunConfig:
         """The project's config with all that was adopted, at a larger `scale`, then `changes`."""
         standing = self.standing()
         assert standing.project is not None
@@ -237,7 +235,7 @@ class Desk:
             if gates.outside(standing, envelope, standing.drafts[draft], now) is None:
                 by = f"envelope of {envelope['by']}"
                 body = {"draft": draft, "by": by, "envelope": name}
-                gates.append(self.ledger, read_key(), "approval", body)
+                gates.append(self.ledger, read_key(), "consent", body)
                 return
 
 

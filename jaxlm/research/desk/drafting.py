@@ -170,7 +170,8 @@ def draft(
     best = min(chosen, key=lambda p: p["predicted"][0])
     confirm = seeds
     per_seed = flops(base) + sum(map(flops, configs))
-    assert (project := desk.standing().project) is not None
+    project = desk.standing().project
+    assert project is not None
     scale = tuple(project["promote"])
     larger = [desk.config(changes, scale) for changes in (None, *(p["changes"] for p in chosen))]
     # all arms, the baseline's curve of three lengths, all again where they are promoted, and a
@@ -227,8 +228,6 @@ def _problems(desk: "Desk", draft: Draft) -> Iterator[str]:
             yield f"{arm.name}: costs {share:.2f} of the baseline's FLOPs; more than {FAIR} is unfair"
         if arm.config_id in known:
             yield f"{arm.name}: was tried before"
-        if data_id(config) != draft.data_id:
-            yield f"{arm.name}: is judged on other text than the baseline"
     assert standing.project is not None
     left = standing.project["max_flops"] - standing.flops
     if draft.flops > left:

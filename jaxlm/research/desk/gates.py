@@ -22,7 +22,7 @@ State = Literal[
     "drafted", "checked", "approved", "refused", "running", "reviewed", "confirmed", "adopted"
 ]
 KINDS = (
-    "project", "diagnosis", "proposal", "draft", "check", "approval", "refusal", "start", "outcome",
+    "project", "diagnosis", "proposal", "draft", "check", "consent", "refusal", "start", "outcome",
     "adoption", "envelope", "halt", "resume", "call",
 )  # fmt: skip
 
@@ -48,31 +48,30 @@ class Standing:
 def fold(records: Iterable[Record], key: bytes | None) -> tuple[Standing, list[str]]:
     """The desk after these records, and a line for every step that was not allowed.
 
-    Such a step has no effect: a forged approval approves nothing.  `key` is the person's own
+    Such a step has no effect: a forged consent approves nothing.  `key` is the person's own
     (signing.py); without it no signature counts.
     """
-    desk, problems = Standing(), []
+    standing, problems = Standing(), list[str]()
     for record in records:
-        if not is_of_desk(record):
+        if record.kind not in KINDS and not _is_of_draft(record):
             continue
         try:
-            problem = obstacle(desk, record, is_signed(record, key))
+            problem = obstacle(standing, record, is_signed(record, key))
         except (KeyError, TypeError, ValueError) as e:
             problem = f"lacks a field or holds another type: {e}"
         if problem:
             problems.append(f"record {record.seq}: {record.kind} {problem}")
         else:
-            _apply(desk, record)
-    return desk, problems
+            _apply(standing, record)
+    return standing, problems
 
 
-def is_of_desk(record: Record) -> bool:
-    """An approval of a protocol is another thing: the runner's note of who asked for it."""
-    is_protocols = record.kind == "approval" and "protocol" in record.body
-    return record.kind in KINDS and not is_protocols
+def _is_of_draft(record: Record) -> bool:
+    """The runner's note that a protocol belongs to a draft."""
+    return record.kind == "approval" and str(record.body.get("by")).startswith("draft ")
 
 
-def obstacle(desk: Standing, record: Record, is_by_person: bool) -> str | None:
+def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | None:
     """Why a record may not stand here; None where it may."""
     body, kind = record.body, record.kind
     if kind in ("project", "envelope", "resume", "adoption") and not is_by_person:
@@ -80,43 +79,50 @@ def obstacle(desk: Standing, record: Record, is_by_person: bool) -> str | None:
     if kind in ("project", "diagnosis", "proposal", "halt", "resume"):
         return None
     if kind == "envelope":
-        return None if body["id"] not in desk.envelopes else "was signed before"
-    if kind == "call":
-        return _call_obstacle(desk, body)
-    if kind == "draft":
-        return "was drafted before" if body["id"] in desk.drafts else None
-    if body["draft"] not in desk.drafts:
-        return "of a draft that is not in the ledger"
-    state = desk.states[body["draft"]]
+        return None if body["id"] not in standing.envelopes else "was signed before"
     if kind == "approval":
-        return _approval_obstacle(desk, record, state, is_by_person)
+        state = standing.states.get(body["by"].removeprefix("draft "))
+        return None if state == "running" else f"of a protocol whose draft is {state}, not running"
+    if kind == "call":
+        return _call_obstacle(standing, body)
+    if kind == "draft":
+        return "was drafted before" if body["id"] in standing.drafts else None
+    if body["draft"] not in standing.drafts:
+        return "of a draft that is not in the ledger"
+    state = standing.states[body["draft"]]
+    if kind == "consent":
+        return _consent_obstacle(standing, record, state, is_by_person)
     if kind == "start":
-        return _start_obstacle(desk, record, state)
-    wanted: dict[str, tuple[State, ...]] = {"check": ("drafted",), "outcome": ("running",), "adoption": ("confirmed",)}
+        return _start_obstacle(standing, record, state)
+    wanted: dict[str, tuple[State, ...]] = {
+        "check": ("drafted",),
+        "outcome": ("running",),
+        "adoption": ("confirmed",),
+    }
     wanted["refusal"] = ("drafted", "checked", "approved")
     if state not in wanted[kind]:
         return f"of a draft that is {state}, not {' or '.join(wanted[kind])}"
-    if kind == "adoption" and body["arm"] not in desk.kept[body["draft"]]:
+    if kind == "adoption" and body["arm"] not in standing.kept[body["draft"]]:
         return f"of arm {body['arm']!r}, which was not kept"
     return None
 
 
-def _approval_obstacle(
-    desk: Standing, record: Record, state: State, is_by_person: bool
+def _consent_obstacle(
+    standing: Standing, record: Record, state: State, is_by_person: bool
 ) -> str | None:
     body = record.body
     if state != "checked":
         return f"of a draft that is {state}, not checked"
     if is_by_person:
         return None
-    envelope = desk.envelopes.get(body.get("envelope", ""))
+    envelope = standing.envelopes.get(body.get("envelope", ""))
     if envelope is None:
         return "is not signed by a person, and names no envelope that is"
-    return outside(desk, envelope, desk.drafts[body["draft"]], record.time)
+    return outside(standing, envelope, standing.drafts[body["draft"]], record.time)
 
 
 def outside(
-    desk: Standing, envelope: dict[str, Any], draft: dict[str, Any], now: float
+    standing: Standing, envelope: dict[str, Any], draft: dict[str, Any], now: float
 ) -> str | None:
     """What of a draft an envelope does not cover; None where it covers all."""
     fields = {field for arm in draft["arms"] for field in arm["changes"]}
@@ -126,74 +132,76 @@ def outside(
         return f"varies {', '.join(foreign)}, which the envelope does not name"
     if now > envelope["until"]:
         return "comes after the envelope's end"
-    spent = desk.enveloped.get(envelope["id"], 0.0)
+    spent = standing.enveloped.get(envelope["id"], 0.0)
     if spent + draft["flops"] > envelope["flops"]:
         return f"needs {draft['flops']:.3g} FLOPs; the envelope has {envelope['flops'] - spent:.3g} left"
     return None
 
 
-def _start_obstacle(desk: Standing, record: Record, state: State) -> str | None:
-    draft = desk.drafts[record.body["draft"]]
-    if desk.is_halted:
+def _start_obstacle(standing: Standing, record: Record, state: State) -> str | None:
+    draft = standing.drafts[record.body["draft"]]
+    if standing.is_halted:
         return "while the kill switch is on; `jaxlm research resume` turns it off"
     if state != "approved":
         return f"of a draft that is {state}, not approved"
-    if desk.project is None:
+    if standing.project is None:
         return "in a project without limits; `jaxlm research init` sets them"
-    left = desk.project["max_flops"] - desk.flops
+    left = standing.project["max_flops"] - standing.flops
     if draft["flops"] > left:
         return f"needs {draft['flops']:.3g} FLOPs; the project has {left:.3g} left"
-    end = desk.project["max_hours"] * 3600 + (desk.first_start or record.time)
+    end = standing.project["max_hours"] * 3600 + (standing.first_start or record.time)
     return "comes after the project's last hour" if record.time > end else None
 
 
-def _call_obstacle(desk: Standing, body: dict[str, Any]) -> str | None:
+def _call_obstacle(standing: Standing, body: dict[str, Any]) -> str | None:
     if body["status"] == "reserved":
-        limit = desk.project["max_usd"] if desk.project else 0.0
-        if body["call"] in desk.calls:
+        limit = standing.project["max_usd"] if standing.project else 0.0
+        if body["call"] in standing.calls:
             return f"{body['call']} was reserved before"
-        if desk.usd + body["usd"] > limit:
-            return f"may cost {body['usd']:.4f} USD; the project has {limit - desk.usd:.4f} left"
-    elif body["call"] not in desk.calls:
+        if standing.usd + body["usd"] > limit:
+            return (
+                f"may cost {body['usd']:.4f} USD; the project has {limit - standing.usd:.4f} left"
+            )
+    elif body["call"] not in standing.calls:
         return f"{body['call']} was not reserved"
     return None
 
 
-def _apply(desk: Standing, record: Record) -> None:
+def _apply(standing: Standing, record: Record) -> None:
     body, kind = record.body, record.kind
     match kind:
         case "project":
-            desk.project = body
+            standing.project = body
         case "draft":
-            desk.drafts[body["id"]], desk.states[body["id"]] = body, "drafted"
+            standing.drafts[body["id"]], standing.states[body["id"]] = body, "drafted"
         case "check":
-            desk.states[body["draft"]] = "refused" if body["problems"] else "checked"
-        case "approval":
-            desk.states[body["draft"]] = "approved"
+            standing.states[body["draft"]] = "refused" if body["problems"] else "checked"
+        case "consent":
+            standing.states[body["draft"]] = "approved"
             name = body.get("envelope")
             if name:
-                flops = desk.drafts[body["draft"]]["flops"]
-                desk.enveloped[name] = desk.enveloped.get(name, 0.0) + flops
+                flops = standing.drafts[body["draft"]]["flops"]
+                standing.enveloped[name] = standing.enveloped.get(name, 0.0) + flops
         case "refusal":
-            desk.states[body["draft"]] = "refused"
+            standing.states[body["draft"]] = "refused"
         case "start":
-            desk.states[body["draft"]] = "running"
-            desk.flops += desk.drafts[body["draft"]]["flops"]
-            desk.first_start = desk.first_start or record.time
+            standing.states[body["draft"]] = "running"
+            standing.flops += standing.drafts[body["draft"]]["flops"]
+            standing.first_start = standing.first_start or record.time
         case "outcome":
-            desk.kept[body["draft"]] = list(body["kept"])
+            standing.kept[body["draft"]] = list(body["kept"])
             is_confirmed = bool(body["kept"]) and bool(body["is_confirmed"])
-            desk.states[body["draft"]] = "confirmed" if is_confirmed else "reviewed"
+            standing.states[body["draft"]] = "confirmed" if is_confirmed else "reviewed"
         case "adoption":
-            desk.states[body["draft"]] = "adopted"
-            desk.adopted.append(body)
+            standing.states[body["draft"]] = "adopted"
+            standing.adopted.append(body)
         case "envelope":
-            desk.envelopes[body["id"]] = body
+            standing.envelopes[body["id"]] = body
         case "halt" | "resume":
-            desk.is_halted = kind == "halt"
+            standing.is_halted = kind == "halt"
         case "call":
-            desk.usd += body["usd"] - desk.calls.get(body["call"], 0.0)
-            desk.calls[body["call"]] = body["usd"]
+            standing.usd += body["usd"] - standing.calls.get(body["call"], 0.0)
+            standing.calls[body["call"]] = body["usd"]
 
 
 def append(ledger: Ledger, key: bytes | None, kind: str, body: Any) -> Record:

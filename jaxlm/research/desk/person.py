@@ -59,7 +59,7 @@ def approve(desk: Desk, prefix: str, ask: Ask = at_terminal) -> bool:
         raise RunError(f"draft {name[:12]} is {state}, not checked; there is nothing to approve")
     if not ask("\n".join(described(desk, name)), name[:6]):
         return False
-    append_signed(desk.ledger, "approval", {"draft": name, "by": _who()}, own_key())
+    append_signed(desk.ledger, "consent", {"draft": name, "by": _who()}, own_key())
     return True
 
 

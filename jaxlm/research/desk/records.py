@@ -6,7 +6,7 @@
     proposal    one change, what it is expected to do, what it costs to find out
     draft       the question that some proposals make: arms, seeds, rules, cost; an id by its hash
     check       what a program found wrong with a draft; nothing, or it goes no further
-    approval    a person's, of that hash; or within an envelope that a person signed  signed
+    consent     a person's, to that hash; or within an envelope that a person signed  signed
     refusal     a person's, with the reason
     start       the draft's runs may begin: its FLOPs are spent from here on
     outcome     what the runs showed: what is kept, and what a fresh confirmation claims

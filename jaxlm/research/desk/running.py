@@ -5,6 +5,12 @@ What runs is rebuilt from the draft, and must hash to it: config files, data or 
 since the approval make it another question, which nobody approved.
 """
 
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.core.canonical import content_id
@@ -33,7 +39,9 @@ def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
     question = _question(desk, draft)
     if standing.states[name] != "running":
         gates.append(desk.ledger, read_key(), "start", {"draft": name, "by": desk.seat})
-    stages = run_campaign(question, means)
+    means = dataclasses.replace(means, approved_by=f"draft {name}")
+    with _watched(desk):
+        stages = run_campaign(question, means)
     kept = [v["arm"] for v in stages[-1].review.verdicts if v["decision"] == "keep"]
     body = {
         "draft": name,
@@ -45,6 +53,34 @@ def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
     }
     gates.append(desk.ledger, read_key(), "outcome", body)
     return stages
+
+
+@contextlib.contextmanager
+def _watched(desk: "Desk") -> Iterator[None]:
+    """Ends what goes on, as Ctrl-C does, once somebody turns the kill switch on."""
+    done = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not done.wait(0.5):
+            size = desk.ledger.path.stat().st_size
+            if size != seen and desk.standing().is_halted:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            seen = size
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if desk.standing().is_halted:
+            raise RunError(
+                "halted by the kill switch; `jaxlm research resume`, then the same command again"
+            ) from None
+        raise
+    finally:
+        done.set()
 
 
 def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
@@ -81,6 +117,6 @@ def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
         promote=promote,
         confirm=draft["confirm"],
     )
-    return Question(settings=settings, larger=larger, seeds=Seeds(count=draft["seeds"]), rules=rules)
-
-
+    return Question(
+        settings=settings, larger=larger, seeds=Seeds(count=draft["seeds"]), rules=rules
+    )
