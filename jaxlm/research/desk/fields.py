@@ -6,8 +6,8 @@ the length of rows, seeds, and everything operational.  Nothing here reads gin: 
 expression become one statement, and the edge (cli/gin_edge.py) does the rest.
 """
 
+import ast
 import dataclasses
-import re
 from collections.abc import Iterator
 
 from jaxlm.config import RunConfig
@@ -29,7 +29,7 @@ _SECTIONS: dict[str, type] = {
     "DataConfig": DataConfig,
     "TrainConfig": TrainConfig,
 }
-_EXPRESSION = re.compile(r"[-+\w.,'\"()\[\] ]{1,80}")
+MOST_CHARS = 80  # of one value
 
 
 def proposable() -> Iterator[tuple[str, str]]:
@@ -64,8 +64,17 @@ def statements(changes: Changes) -> list[str]:
     for field, value in changes.items():
         if field not in known:
             raise ConfigError(f"{field[:80]!r} cannot be proposed; {nearest(field[:80], known)}")
-        if not _EXPRESSION.fullmatch(value):
+        if not _is_literal(value):
             raise ConfigError(
                 f"{field}: {value[:80]!r} is no single value; write a literal such as 2e-3 or 'muon'"
             )
     return [f"{field} = {value}" for field, value in changes.items()]
+
+
+def _is_literal(text: str) -> bool:
+    """A number, a string, None, True, False, or a tuple or list of those."""
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return len(text) <= MOST_CHARS and text.isprintable() and "{" not in text

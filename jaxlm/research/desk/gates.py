@@ -99,7 +99,7 @@ def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | No
         "outcome": ("running",),
         "adoption": ("confirmed",),
     }
-    wanted["refusal"] = ("drafted", "checked", "approved")
+    wanted["refusal"] = ("drafted", "checked", "approved", "running")
     if state not in wanted[kind]:
         return f"of a draft that is {state}, not {' or '.join(wanted[kind])}"
     if kind == "adoption" and body["arm"] not in standing.kept[body["draft"]]:
