@@ -29,7 +29,7 @@ TRIED: dict[str, dict[str, str]] = {
 }
 REPEATS: list[tuple[str, dict[str, str]]] = [
     ("lr", {"OptimConfig.peak_lr": v})
-    for v in ("0.02", "0.020", "2.0e-2", "0.0205", "1.95e-2", "+2e-2", "20e-3", "0.0219")
+    for v in ("0.02", "0.020", "2.0e-2", "0.0205", "1.95e-2", "200e-4", "20e-3", "0.0219")
 ] + [
     ("lr and b1", {"OptimConfig.b1": "0.8", "OptimConfig.peak_lr": "0.005"}),
     ("lr and b1", {"OptimConfig.b1": "0.80", "OptimConfig.peak_lr": "0.0051"}),
@@ -53,7 +53,7 @@ REPEATS: list[tuple[str, dict[str, str]]] = [
     ("relu2", {"ModelConfig.activation": '"relu2"'}),
     ("relu2", {"ModelConfig.activation": "'relu2'", "ModelConfig.ffn_dim": "16"}),
     ("one kv head", {"ModelConfig.num_kv_heads": "1", "ModelConfig.head_dim": "8"}),
-    ("one kv head", {"ModelConfig.num_kv_heads": "+1"}),
+    ("one kv head", {"ModelConfig.num_kv_heads": "1", "OptimConfig.muon_lr": "0.1"}),
     ("windows", {"ModelConfig.window": "16", "ModelConfig.layer_pattern": "['local']"}),
     ("windows", {"ModelConfig.window": "17", "ModelConfig.layer_pattern": "('local',)"}),
     ("warmup", {"OptimConfig.warmup_steps": "2", "OptimConfig.final_lr_frac": "0.0"}),

@@ -138,11 +138,8 @@ INJECTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", INJECTIONS)
-def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) -> None:
-    """In names of runs, rows of telemetry, statuses, titles, hypotheses and reasons."""
-    desk = begun(tmp_path)
-    before = [idea.title for idea in desk.ideas()]
+def plant(words: str) -> None:
+    """Runs whose name, status and telemetry hold the words, and one with an honest name."""
     for name in ("honest", "".join(c for c in words if c not in "/\0")[:80] or "x"):
         run = Path("runs") / name
         run.mkdir(parents=True, exist_ok=True)
@@ -153,6 +150,14 @@ def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) ->
             for i in range(1, 4)
         ]
         (run / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("words", INJECTIONS)
+def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) -> None:
+    """In names of runs, rows of telemetry, statuses, titles, hypotheses and reasons."""
+    desk = begun(tmp_path)
+    before = [idea.title for idea in desk.ideas()]
+    plant(words)
     desk.propose(words, {"OptimConfig.b1": "0.7"}, words, 0.0, -0.1, 0.1)
     draft = desk.draft([desk.ledger.of_kind("proposal")[-1]["id"]], words)
     assert draft.state == "checked"
