@@ -20,7 +20,8 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "data": "prepare, look into or tokenise text",
     "plan": "memory, work and predicted time on a TPU slice or GPUs that are not here",
     "ablate": "try changes over several seeds: a verdict for each, with an interval",
-    "research": "the ledger of all that was tried: log, show, verify",
+    "research": "the loop: propose, draft, approve, run, adopt; and the ledger of all that was tried",
+    "mcp": "the research desk for an MCP client such as Claude Code",
     "bench": "measure the loop, the step, the loader and the start",
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jaxlm research log | show | verify`: what a project has tried, and whether its record holds.
+"""`jaxlm research`: the loop's verbs (desk.py), and what a project has tried: log, show, verify.
 
 `train` and `evaluate` are what `jaxlm ablate` starts its workers with.
 """
@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxlm.cli import desk
 from jaxlm.cli.common import add_device_arguments, set_up_devices
 from jaxlm.core.errors import RunError
 
@@ -24,9 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("seq", type=int, metavar="N", help="number of the record, as `log` prints it")
     verify = verbs.add_parser("verify", help="check every hash, and every run against its record")
     for verb in (log, show, verify):
-        verb.add_argument(
-            "--project", type=Path, default=Path("research"), help="folder (default %(default)s)"
-        )
+        _add_project(verb)
+    desk.add_verbs(verbs, _add_project)
     for name, text in (("train", "train the runs of a job"), ("evaluate", "judge them")):
         worker = verbs.add_parser(name, help=f"worker: {text}")
         worker.add_argument("job", type=Path)
@@ -34,7 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_device_arguments(worker)
 
 
+def _add_project(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--project", type=Path, default=Path("research"), help="folder (default %(default)s)"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.verb in desk.VERBS:
+        return desk.run(args)
     if args.verb in ("train", "evaluate"):
         from jaxlm.research.launch import die_with
 

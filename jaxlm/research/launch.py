@@ -154,7 +154,7 @@ def run_job(verb: Verb, path: Path, hear: Hear) -> None:
     last: collections.deque[str] = collections.deque(maxlen=5)
     for _ in range(MAX_STARTS):
         worker = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
         )
         assert worker.stdout is not None
         for line in worker.stdout:
@@ -170,6 +170,11 @@ def run_job(verb: Verb, path: Path, hear: Hear) -> None:
         last.append(f"it was killed by signal {-code}")
     reason = last[-1].removeprefix("jaxlm: error: ") if last else "it said nothing"
     raise RunError(f"a worker stopped: {reason}; the same command goes on from what is finished")
+
+
+def _environment() -> dict[str, str]:
+    """Without keys: a worker needs none, and what it trains or writes could tell one."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC_")}
 
 
 def die_with(controller: int) -> None:

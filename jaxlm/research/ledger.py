@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,22 @@ class Ledger:
         """Bodies of all records of a kind."""
         return [record.body for record in self if record.kind == kind]
 
-    def append(self, kind: str, body: Any) -> Record:
-        """Writes a record for good; one process at a time.  Raises RunError for a full disk."""
+    def append(
+        self, kind: str, body: Any, guard: Callable[[list[Record]], object] | None = None
+    ) -> Record:
+        """Writes a record for good; one process at a time.  Raises RunError for a full disk.
+
+        guard: is given all records, while nobody else can write; what it raises keeps this one out
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 _drop_torn_tail(file)
-                last = self._last()
+                records = list(self)
+                if guard is not None:
+                    guard(records)
+                last = records[-1] if records else None
                 record = seal(
                     last.seq + 1 if last else 0,
                     time.time(),
@@ -78,12 +86,6 @@ class Ledger:
     @property
     def head_path(self) -> Path:
         return self.path.with_suffix(".head")
-
-    def _last(self) -> Record | None:
-        last = None
-        for last in self:  # noqa: B007
-            pass
-        return last
 
 
 def seal(seq: int, when: float, kind: str, body: dict[str, Any], previous: str) -> Record:

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from jaxlm.research.desk.readable import LINES
 from jaxlm.research.ledger import Record
 from jaxlm.telemetry.readable import printable
 
@@ -13,7 +14,7 @@ def line(record: Record) -> str:
     say = {
         "protocol": _protocol, "approval": _approval, "run": _run, "finding": _finding,
         "review": _review,
-    }  # fmt: skip
+    } | LINES  # fmt: skip
     return printable(say[record.kind](body) if record.kind in say else str(body)[:80])
 
 

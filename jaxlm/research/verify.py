@@ -15,6 +15,8 @@ from jaxlm.config import identity
 from jaxlm.core.canonical import canonical_json, content_id, file_sha256, to_jsonable
 from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research import fingerprint
+from jaxlm.research.desk import gates
+from jaxlm.research.desk.signing import read_key
 from jaxlm.research.ledger import FIRST, Ledger, Record, parse, seal
 from jaxlm.research.records import protocol_from
 from jaxlm.research.stories import story_problems
@@ -45,6 +47,9 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
     yield from _head(ledger, records)
     problems = list(story_problems(records))
     yield from problems or _outcomes(records)
+    key = read_key()
+    if key is not None:  # elsewhere nobody can tell a signature from another
+        yield from gates.fold(records, key)[1]
     codes = {r.body.get("id"): r.body.get("code") for r in records if r.kind == "protocol"}
     for record in records:
         if record.kind == "run" and record.body.get("status") in ("completed", "stopped"):

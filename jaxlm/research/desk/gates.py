@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gates: what state each draft is in, and which steps nobody was allowed to take.
+
+    drafted -> checked -> approved -> running -> reviewed -> confirmed -> adopted
+                   \\-> refused
+
+All of it follows from the ledger's records by one fold, so the rule that lets a step through and
+the rule that finds one that should not have happened are the same.  Standard library only.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from jaxlm.core.canonical import to_jsonable
+from jaxlm.core.errors import RunError
+from jaxlm.research.desk.signing import is_signed
+from jaxlm.research.ledger import Ledger, Record
+
+State = Literal[
+    "drafted", "checked", "approved", "refused", "running", "reviewed", "confirmed", "adopted"
+]
+KINDS = (
+    "project", "diagnosis", "proposal", "draft", "check", "consent", "refusal", "start", "outcome",
+    "adoption", "envelope", "halt", "resume", "call",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Standing:
+    """What the records of a desk come to."""
+
+    project: dict[str, Any] | None = None
+    drafts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    states: dict[str, State] = dataclasses.field(default_factory=dict)
+    kept: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # draft -> arms
+    envelopes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    enveloped: dict[str, float] = dataclasses.field(default_factory=dict)  # FLOPs approved in each
+    adopted: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    is_halted: bool = False
+    first_start: float | None = None
+    flops: float = 0.0  # of all that was started
+    usd: float = 0.0  # of all calls, the open ones at the most they may cost
+    calls: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def fold(records: Iterable[Record], key: bytes | None) -> tuple[Standing, list[str]]:
+    """The desk after these records, and a line for every step that was not allowed.
+
+    Such a step has no effect: a forged consent approves nothing.  `key` is the person's own
+    (signing.py); without it no signature counts.
+    """
+    standing, problems = Standing(), list[str]()
+    for record in records:
+        if record.kind not in KINDS and not _is_of_draft(record):
+            continue
+        try:
+            problem = obstacle(standing, record, is_signed(record, key))
+        except (KeyError, TypeError, ValueError) as e:
+            problem = f"lacks a field or holds another type: {e}"
+        if problem:
+            problems.append(f"record {record.seq}: {record.kind} {problem}")
+        else:
+            _apply(standing, record)
+    return standing, problems
+
+
+def _is_of_draft(record: Record) -> bool:
+    """The runner's note that a protocol belongs to a draft."""
+    return record.kind == "approval" and str(record.body.get("by")).startswith("draft ")
+
+
+def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | None:
+    """Why a record may not stand here; None where it may."""
+    body, kind = record.body, record.kind
+    if kind in ("project", "envelope", "resume", "adoption") and not is_by_person:
+        return "is not signed by a person"
+    if kind in ("project", "diagnosis", "proposal", "halt", "resume"):
+        return None
+    if kind == "envelope":
+        return None if body["id"] not in standing.envelopes else "was signed before"
+    if kind == "approval":
+        state = standing.states.get(body["by"].removeprefix("draft "))
+        return None if state == "running" else f"of a protocol whose draft is {state}, not running"
+    if kind == "call":
+        return _call_obstacle(standing, body)
+    if kind == "draft":
+        return "was drafted before" if body["id"] in standing.drafts else None
+    if body["draft"] not in standing.drafts:
+        return "of a draft that is not in the ledger"
+    state = standing.states[body["draft"]]
+    if kind == "consent":
+        return _consent_obstacle(standing, record, state, is_by_person)
+    if kind == "start":
+        return _start_obstacle(standing, record, state)
+    wanted: dict[str, tuple[State, ...]] = {
+        "check": ("drafted",),
+        "outcome": ("running",),
+        "adoption": ("confirmed",),
+    }
+    wanted["refusal"] = ("drafted", "checked", "approved", "running")
+    if state not in wanted[kind]:
+        return f"of a draft that is {state}, not {' or '.join(wanted[kind])}"
+    if kind == "adoption" and body["arm"] not in standing.kept[body["draft"]]:
+        return f"of arm {body['arm']!r}, which was not kept"
+    return None
+
+
+def _consent_obstacle(
+    standing: Standing, record: Record, state: State, is_by_person: bool
+) -> str | None:
+    body = record.body
+    if state != "checked":
+        return f"of a draft that is {state}, not checked"
+    if is_by_person:
+        return None
+    envelope = standing.envelopes.get(body.get("envelope", ""))
+    if envelope is None:
+        return "is not signed by a person, and names no envelope that is"
+    return outside(standing, envelope, standing.drafts[body["draft"]], record.time)
+
+
+def outside(
+    standing: Standing, envelope: dict[str, Any], draft: dict[str, Any], now: float
+) -> str | None:
+    """What of a draft an envelope does not cover; None where it covers all."""
+    fields = {field for arm in draft["arms"] for field in arm["changes"]}
+    fields |= {text.partition("=")[0].strip() for text in draft["promote"]}
+    foreign = sorted(fields - set(envelope["fields"]))
+    if foreign:
+        return f"varies {', '.join(foreign)}, which the envelope does not name"
+    if now > envelope["until"]:
+        return "comes after the envelope's end"
+    spent = standing.enveloped.get(envelope["id"], 0.0)
+    if spent + draft["flops"] > envelope["flops"]:
+        return f"needs {draft['flops']:.3g} FLOPs; the envelope has {envelope['flops'] - spent:.3g} left"
+    return None
+
+
+def _start_obstacle(standing: Standing, record: Record, state: State) -> str | None:
+    draft = standing.drafts[record.body["draft"]]
+    if standing.is_halted:
+        return "while the kill switch is on; `jaxlm research resume` turns it off"
+    if state != "approved":
+        return f"of a draft that is {state}, not approved"
+    if standing.project is None:
+        return "in a project without limits; `jaxlm research init` sets them"
+    left = standing.project["max_flops"] - standing.flops
+    if draft["flops"] > left:
+        return f"needs {draft['flops']:.3g} FLOPs; the project has {left:.3g} left"
+    end = standing.project["max_hours"] * 3600 + (standing.first_start or record.time)
+    return "comes after the project's last hour" if record.time > end else None
+
+
+def _call_obstacle(standing: Standing, body: dict[str, Any]) -> str | None:
+    if body["status"] == "reserved":
+        limit = standing.project["max_usd"] if standing.project else 0.0
+        if body["call"] in standing.calls:
+            return f"{body['call']} was reserved before"
+        if standing.usd + body["usd"] > limit:
+            return (
+                f"may cost {body['usd']:.4f} USD; the project has {limit - standing.usd:.4f} left"
+            )
+    elif body["call"] not in standing.calls:
+        return f"{body['call']} was not reserved"
+    return None
+
+
+def _apply(standing: Standing, record: Record) -> None:
+    body, kind = record.body, record.kind
+    match kind:
+        case "project":
+            standing.project = body
+        case "draft":
+            standing.drafts[body["id"]], standing.states[body["id"]] = body, "drafted"
+        case "check":
+            standing.states[body["draft"]] = "refused" if body["problems"] else "checked"
+        case "consent":
+            standing.states[body["draft"]] = "approved"
+            name = body.get("envelope")
+            if name:
+                flops = standing.drafts[body["draft"]]["flops"]
+                standing.enveloped[name] = standing.enveloped.get(name, 0.0) + flops
+        case "refusal":
+            standing.states[body["draft"]] = "refused"
+        case "start":
+            standing.states[body["draft"]] = "running"
+            standing.flops += standing.drafts[body["draft"]]["flops"]
+            standing.first_start = standing.first_start or record.time
+        case "outcome":
+            standing.kept[body["draft"]] = list(body["kept"])
+            is_confirmed = bool(body["kept"]) and bool(body["is_confirmed"])
+            standing.states[body["draft"]] = "confirmed" if is_confirmed else "reviewed"
+        case "adoption":
+            standing.states[body["draft"]] = "adopted"
+            standing.adopted.append(body)
+        case "envelope":
+            standing.envelopes[body["id"]] = body
+        case "halt" | "resume":
+            standing.is_halted = kind == "halt"
+        case "call":
+            standing.usd += body["usd"] - standing.calls.get(body["call"], 0.0)
+            standing.calls[body["call"]] = body["usd"]
+
+
+def append(ledger: Ledger, key: bytes | None, kind: str, body: Any) -> Record:
+    """Writes a step that needs no signature, where it is allowed at this moment.
+
+    Raises RunError with what stands in the way.
+    """
+    plain = to_jsonable(body)
+
+    def guard(records: list[Record]) -> None:
+        standing, _ = fold(records, key)
+        step = Record(len(records), time.time(), kind, plain, "", "")
+        problem = obstacle(standing, step, is_by_person=False)
+        if problem:
+            raise RunError(f"{kind} {problem}")
+
+    return ledger.append(kind, plain, guard)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An approved draft, carried out: the one place where the desk spends compute.
+
+What runs is rebuilt from the draft, and must hash to it: config files, data or code that changed
+since the approval make it another question, which nobody approved.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.core.canonical import content_id
+from jaxlm.core.errors import RunError
+from jaxlm.research import fingerprint
+from jaxlm.research.budget import Budget
+from jaxlm.research.campaign import Question, Stage, run_campaign
+from jaxlm.research.desk import drafting, gates
+from jaxlm.research.desk.signing import read_key
+from jaxlm.research.plan import Rules, Seeds, Setting
+from jaxlm.research.records import BASELINE
+from jaxlm.research.runner import Means
+
+if TYPE_CHECKING:
+    from jaxlm.research.desk.desk import Desk
+
+
+def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
+    """Starts it, or goes on with it after a stop; ends with its outcome in the ledger.
+
+    Raises RunError for a draft that is not approved, that is another question by now, or while the
+    kill switch is on.
+    """
+    standing = desk.standing()
+    draft = standing.drafts[name]
+    question = _question(desk, draft)
+    if standing.states[name] != "running":
+        gates.append(desk.ledger, read_key(), "start", {"draft": name, "by": desk.seat})
+    means = dataclasses.replace(means, approved_by=f"draft {name}")
+    with _watched(desk):
+        stages = run_campaign(question, means)
+    kept = [v["arm"] for v in stages[-1].review.verdicts if v["decision"] == "keep"]
+    body = {
+        "draft": name,
+        "protocols": [stage.protocol.id for stage in stages],
+        "kept": kept,
+        "is_confirmed": stages[-1].protocol.stage == "confirmation",
+        "is_exploratory": any(stage.review.is_exploratory for stage in stages),
+        "claim": stages[-1].review.claim,
+    }
+    gates.append(desk.ledger, read_key(), "outcome", body)
+    return stages
+
+
+@contextlib.contextmanager
+def _watched(desk: "Desk") -> Iterator[None]:
+    """Ends what goes on, as Ctrl-C does, once somebody turns the kill switch on."""
+    done = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not done.wait(0.5):
+            size = desk.ledger.path.stat().st_size
+            if size != seen and desk.standing().is_halted:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            seen = size
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if desk.standing().is_halted:
+            raise RunError(
+                "halted by the kill switch; `jaxlm research resume`, then the same command again"
+            ) from None
+        raise
+    finally:
+        done.set()
+
+
+def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
+    base = desk.config()
+    configs = {arm["name"]: desk.config(arm["changes"]) for arm in draft["arms"]}
+    now = {
+        "base": base.config_id,
+        "arms": [configs[arm["name"]].config_id for arm in draft["arms"]],
+        "data_id": drafting.data_id(base),
+        "code": fingerprint.training_code(),
+        "evaluator": fingerprint.evaluator(),
+    }
+    then = {k: draft[k] for k in now} | {"arms": [arm["config_id"] for arm in draft["arms"]]}
+    changed = [k for k in now if now[k] != then[k]]
+    body = {k: v for k, v in draft.items() if k != "id"}
+    if changed or content_id(body) != draft["id"]:
+        what = ", ".join(changed) or "its text"
+        raise RunError(
+            f"draft {draft['id'][:12]} is not what was approved any more ({what} changed); draft it anew"
+        )
+    settings = [Setting(BASELINE, {}, base)]
+    settings += [Setting(a["name"], a["changes"], configs[a["name"]]) for a in draft["arms"]]
+    promote = tuple(draft["promote"])
+    larger = [
+        Setting(s.name, s.changes, desk.config(s.changes or None, promote))
+        for s in (settings if promote else [])
+    ]
+    rules = Rules(
+        metric=draft["metric"],
+        smallest_effect=draft["smallest_effect"],
+        hypothesis=draft["hypothesis"],
+        predicted=tuple(draft["predicted"]),
+        budget=Budget(draft["flops"], "flops"),
+        promote=promote,
+        confirm=draft["confirm"],
+    )
+    return Question(
+        settings=settings, larger=larger, seeds=Seeds(count=draft["seeds"]), rules=rules
+    )
