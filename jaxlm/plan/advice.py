@@ -4,6 +4,7 @@
 import dataclasses
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
@@ -80,10 +81,10 @@ def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, Run
             more = dataclasses.replace(train, num_micro_batches=count)
             what = f"TrainConfig.num_micro_batches = {count}"
             yield what, dataclasses.replace(config, train=more)
-    sizes = dict(zip(("data", "fsdp", "model"), mesh.shape(topology.num_devices), strict=True))
+    sizes = mesh.shape(topology.num_devices)
     for give, take in (("data", "fsdp"), ("fsdp", "data"), ("fsdp", "model"), ("model", "fsdp")):
         if sizes[give] % 2 == 0:
-            new_sizes = sizes | {give: sizes[give] // 2, take: sizes[take] * 2}
+            new_sizes: dict[str, Any] = sizes | {give: sizes[give] // 2, take: sizes[take] * 2}
             what = ", ".join(f"MeshConfig.{axis} = {new_sizes[axis]}" for axis in (give, take))
             yield what, dataclasses.replace(config, mesh=dataclasses.replace(mesh, **new_sizes))
 

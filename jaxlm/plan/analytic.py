@@ -60,7 +60,7 @@ class Estimate:
 def estimate(config: RunConfig, topology: Topology) -> Estimate:
     """Raises ConfigError when mesh, batch or widths do not divide over the devices."""
     resolved = resolve(config, topology.num_devices)
-    mesh = dict(zip(("data", "fsdp", "model"), resolved.mesh, strict=True))
+    mesh = resolved.mesh
     memory = _memory(config, mesh)
     return Estimate(
         mesh=mesh,

@@ -68,7 +68,7 @@ def lowered_step(config: RunConfig, devices: list[jax.Device]) -> tuple[Any, Tra
     trainer = build_trainer(config, np.ones(config.model.vocab_size, np.int32), mesh)
     batch = abstract_batch(config, mesh, config.data.batch_size)
     step: Any = trainer.step
-    with on_mesh(mesh):
+    with on_mesh(mesh, trainer.rules):
         return step.lower(trainer.abstract_state, batch), trainer
 
 
@@ -84,7 +84,7 @@ def stored_bytes(config: RunConfig, trainer: Trainer) -> float:
     rows = config.data.batch_size // config.train.num_micro_batches
     batch = abstract_batch(config, trainer.mesh, rows)
     loss = lambda params, batch: batch_loss(trainer.model, params, batch).loss
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         whole = saved_bytes(loss, trainer.abstract_state.params, batch)
     shard = jax.NamedSharding(trainer.mesh, ROWS).shard_shape((rows, config.data.seq_len))
     return whole * shard[0] / rows

@@ -82,7 +82,7 @@ def _trees(config: RunConfig, trainer: Trainer) -> tuple[Any, Any]:
     """Structure of the step's arguments and of its results, from shapes alone."""
     state = trainer.abstract_state
     batch = abstract_batch(config, trainer.mesh, config.data.batch_size)
-    with on_mesh(trainer.mesh):
+    with on_mesh(trainer.mesh, trainer.rules):
         out = jax.eval_shape(trainer.step, state, batch)
     return jax.tree.structure(((state, batch), {})), jax.tree.structure(out)
 

@@ -64,7 +64,9 @@ def _train_in_turn(runs: list[JobRun], out: TextIO) -> None:
     for run in runs:
         announcer = Announcer(run.directory, out)
         with contextlib.suppress(NonFiniteError):  # its summary says so
-            summary = run_training(run.config, run.directory, "", announcer, trainer, run.until)
+            summary = run_training(
+                run.config, run.directory, "", announcer, trainer, until=run.until
+            )
             if summary["status"] != "completed" and summary["step"] != run.until:  # asked to stop
                 return
 
