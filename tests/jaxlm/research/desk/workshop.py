@@ -16,12 +16,14 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> RunConfig:
     return load(list(files), list(overrides))
 
 
-def begun(folder: Path, seat: str = "rules", **limits: float) -> Desk:
+def begun(
+    folder: Path, seat: str = "rules", overrides: tuple[str, ...] = (), **limits: float
+) -> Desk:
     """A project on base.gin, in the current folder."""
     furnish(folder)
     desk = Desk(Path("research"), read, seat, [Path("runs")])
     given = {"max_flops": 1e12, "max_usd": 1.0, "max_hours": 1.0} | limits
-    person.begin(desk, Project(config=("base.gin",), overrides=(), promote=(), **given))
+    person.begin(desk, Project(config=("base.gin",), overrides=overrides, promote=(), **given))
     return desk
 
 

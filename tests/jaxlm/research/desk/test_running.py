@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a proposal to an adopted change, on runs whose truth is known."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.research import runner
+from jaxlm.research.desk import person
+from jaxlm.research.desk.desk import Desk
+from jaxlm.research.desk.running import run_draft
+from jaxlm.research.runner import Means
+from jaxlm.research.verify import verify
+from tests.jaxlm.research.desk.workshop import begun, yes
+from tests.jaxlm.research.fake import FakeWorkers
+
+GOOD, NULL = ("b1", 0.8), ("b2", 0.99)
+EFFECTS: dict[tuple[str, Any], float] = {GOOD: -0.1, NULL: 0.0}
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
+    return FakeWorkers(EFFECTS, {GOOD: -0.08}).install(monkeypatch)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return begun(tmp_path, overrides=("TrainConfig.num_steps = 60",), max_flops=1e13)
+
+
+def means(desk: Desk) -> Means:
+    return Means(project=desk.project, progress=lambda *news: None)
+
+
+def asked(desk: Desk) -> str:
+    """A draft of a good and a useless change."""
+    good = desk.propose("good", {"OptimConfig.b1": "0.8"}, "to see", -0.05, -0.2, 0.1).id
+    null = desk.propose("null", {"OptimConfig.b2": "0.99"}, "to see", -0.05, -0.2, 0.1).id
+    return desk.draft([good, null], "one helps", smallest_effect=0.02).id
+
+
+def test_from_proposal_to_adoption(desk: Desk, workers: FakeWorkers) -> None:
+    draft = asked(desk)
+    with pytest.raises(RunError, match="start of a draft that is checked, not approved"):
+        run_draft(desk, draft, means(desk))
+    assert workers.trained == []
+    assert person.approve(desk, draft[:8], yes)
+    stages = run_draft(desk, draft, means(desk))
+    assert [stage.protocol.stage for stage in stages] == ["screen", "confirmation"]
+    assert desk.standing().states[draft] == "confirmed"
+    assert desk.standing().kept[draft] == ["good"]
+    with pytest.raises(ConfigError, match="'null' was not kept; kept: good"):
+        person.adopt(desk, draft[:8], "null", yes)
+    before = desk.config()
+    assert person.adopt(desk, draft[:8], "good", yes)
+    assert desk.config().optim.b1 == 0.8 and before.optim.b1 == 0.9
+    assert verify(desk.ledger, desk.project) == []
+    assert desk.propose("again", {"OptimConfig.b2": "0.99"}, "", 0.0, -0.1, 0.1).repeats is not None
+    with pytest.raises(ConfigError, match="changes nothing"):  # it is adopted
+        desk.propose("good", {"OptimConfig.b1": "0.8"}, "", 0.0, -0.1, 0.1)
+
+
+def test_what_changed_since_the_consent_is_another_question(
+    desk: Desk, workers: FakeWorkers
+) -> None:
+    draft = asked(desk)
+    person.approve(desk, draft[:8], yes)
+    config = Path("base.gin")
+    config.write_text(config.read_text() + "OptimConfig.weight_decay = 0.2\n")
+    with pytest.raises(RunError, match="not what was approved any more .*base"):
+        run_draft(desk, draft, means(desk))
+    assert workers.trained == []
+
+
+def test_an_interrupted_draft_goes_on_and_is_paid_once(
+    desk: Desk, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = asked(desk)
+    person.approve(desk, draft[:8], yes)
+    train, calls = runner.train_and_judge, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*args)
+
+    monkeypatch.setattr(runner, "train_and_judge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_draft(desk, draft, means(desk))
+    assert desk.standing().states[draft] == "running"
+    flops = desk.standing().flops
+    run_draft(desk, draft, means(desk))
+    assert desk.standing().states[draft] == "confirmed"
+    assert desk.standing().flops == flops == desk.standing().drafts[draft]["flops"]
+    assert verify(desk.ledger, desk.project) == []
+
+
+def test_the_kill_switch_ends_what_goes_on(
+    desk: Desk, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = asked(desk)
+    person.approve(desk, draft[:8], yes)
+
+    def slow(*args: Any) -> Any:
+        threading.Thread(target=lambda: desk.halt("stop")).start()
+        time.sleep(30)
+
+    monkeypatch.setattr(runner, "train_and_judge", slow)
+    start = time.monotonic()
+    with pytest.raises(RunError, match="halted by the kill switch"):
+        run_draft(desk, draft, means(desk))
+    assert time.monotonic() - start < 20
+    assert desk.standing().states[draft] == "running"
+
+
+def test_a_protocol_smuggled_in_for_a_draft_that_is_not_running_shows(
+    desk: Desk, workers: FakeWorkers
+) -> None:
+    draft = asked(desk)
+    desk.ledger.append("approval", {"protocol": "0" * 64, "by": f"draft {draft}"})
+    assert any(
+        "whose draft is checked, not running" in p for p in verify(desk.ledger, desk.project)
+    )
