@@ -27,6 +27,7 @@ VERBS = {
     "run": "train and judge approved drafts",
     "adopt": "make a confirmed arm part of the project's config; asks at the terminal, and signs",
     "envelope": "approve beforehand what varies only some fields, within limits; asks, and signs",
+    "report": "a page and a text: what was asked, what came out, what it cost, what to do next",
     "halt": "kill switch: nothing starts, and what runs stops",
     "resume": "turn the kill switch off; asks at the terminal, and signs",
 }
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     desk = desk_of(args.project, who=person._who())
     act: dict[str, Callable[[argparse.Namespace, Desk], int]] = {
         "init": _init, "status": _status, "propose": _propose, "draft": _draft, "run": _run,
+        "report": _report,
     }  # fmt: skip
     if args.verb in act:
         return act[args.verb](args, desk)
@@ -232,6 +234,12 @@ def _run(args: argparse.Namespace, desk: "Desk") -> int:
 def _status(args: argparse.Namespace, desk: "Desk") -> int:
     print("\n".join(_lines(desk.status())))
     return 0
+
+
+def _report(args: argparse.Namespace, desk: "Desk") -> int:
+    from jaxlm.research.desk.report import write_report
+
+    return _say("report: " + ", ".join(map(str, write_report(desk, args.project))))
 
 
 def _lines(status: "StatusView") -> list[str]:

@@ -47,7 +47,7 @@ def _stage(stage: Stage, project: Path) -> list[str]:
         _verdicts(review, protocol.metric),
         _claimed(review),
         "<h2>Effects</h2>",
-        f'<div class="box">{_effects(review, protocol)}</div>',
+        f'<div class="box">{effects(review, protocol)}</div>',
         "<h2>Curves</h2>",
         f'<div class="grid">{_curves(protocol, stage.runs, project)}</div>',
         "<h2>Runs</h2>",
@@ -106,7 +106,7 @@ def _signed(value: float | None) -> str:
     return "unknown" if value is None else f"{value:+.4f}"
 
 
-def _effects(review: Review, protocol: Protocol) -> str:
+def effects(review: Review, protocol: Protocol) -> str:
     """Each arm a dot with its interval; left of the dashed line is worth keeping."""
     sign = -1 if protocol.direction == "lower" else 1
     bound = sign * protocol.smallest_effect if protocol.margin is None else -sign * protocol.margin
