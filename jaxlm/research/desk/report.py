@@ -76,7 +76,8 @@ def as_page(told: Sequence[Section]) -> str:
     parts = ["<h1>Research report</h1>"]
     for section in told:
         items = "".join(f"<li>{_html(line)}</li>" for line in section.lines)
-        parts += [f"<h2>{markup(section.title)}</h2>", f'<div class="box"><ul>{items}</ul></div>']
+        title = markup(section.title.replace("`", ""))
+        parts += [f"<h2>{title}</h2>", f'<div class="box"><ul>{items}</ul></div>']
         parts += [f'<div class="box">{effects(r, p)}</div>' for p, r in section.reviews]
     return page("Research report · jaxlm", "\n".join(parts))
 
@@ -139,7 +140,7 @@ def _draft(record: Record, records: Sequence[Record], standing: gates.Standing) 
     if outcome is not None:
         kept = ", ".join(map(plain, outcome.body["kept"])) or "nothing"
         lines.append(Line(f"kept in the end: {kept}", (outcome.seq,)))
-    title = f"Draft {body['id'][:12]}"
+    title = f"Draft `{body['id'][:12]}`"
     return Section(title, tuple(lines), tuple(reviews))
 
 

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a command that nobody trusts: what it may read, write, use, and for how long.
+
+Two walls, one inside the other: namespaces of its own (users, processes, network, mounts: `unshare` of
+util-linux), then Landlock and limits (walls.py).  Outside, a watch counts memory, processes and bytes
+on disk, and ends the whole tree.  Which walls stood is part of the result; with none, nothing runs.
+Standard library only.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxlm.core.errors import RunError
+from jaxlm.research.sandbox import walls
+
+Level = Literal["namespaces and landlock", "landlock", "namespaces", "none"]
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/dev/null",
+          "/dev/urandom", "/dev/zero", "/sys/devices/system", "/proc")  # fmt: skip
+UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--ipc", "--uts", "--fork",
+           "--mount-proc", "--kill-child=KILL")  # fmt: skip
+LOOK_S = 0.1  # between two looks of the watch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of the whole tree of processes."""
+
+    wall_s: float = 600.0
+    cpu_s: int = 1200  # of each process
+    memory_bytes: int = 8 << 30
+    processes: int = 64
+    disk_bytes: int = 1 << 30  # in its folder
+    output_bytes: int = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How it ended.  `ended_by` names the limit that ended it, or None."""
+
+    code: int
+    output: str
+    ended_by: str | None
+    level: Level
+
+
+@functools.cache
+def level() -> Level:
+    """The walls that stand on this machine, found by trying them."""
+    has_landlock = walls.version() > 0
+    has_namespaces = shutil.which("unshare") is not None and (
+        subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    )
+    if has_landlock and has_namespaces:
+        return "namespaces and landlock"
+    return "landlock" if has_landlock else "namespaces" if has_namespaces else "none"
+
+
+def run(
+    command: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits,
+    is_weaker_allowed: bool = False,
+) -> Result:  # fmt: skip
+    """Runs `command` in `folder`, the only place where it can write.
+
+    readable:           what it may read besides the system and this Python
+    is_weaker_allowed:  go on with one wall where the machine lacks the other
+
+    Raises RunError where no wall stands, or only one and that was not allowed.
+    """
+    stands = level()
+    if stands == "none" or (stands != "namespaces and landlock" and not is_weaker_allowed):
+        raise RunError(
+            f"a sandbox needs namespaces and Landlock, this machine has {stands}; nothing was run"
+        )
+    folder = folder.resolve()
+    with tempfile.TemporaryDirectory() as aside, open(Path(aside) / "output", "w+b") as output:
+        spec = Path(aside) / "spec.json"
+        spec.write_text(json.dumps(_spec(command, folder, readable, limits, stands)))
+        shell = UNSHARE if "namespaces" in stands else ()
+        process = subprocess.Popen(
+            [*shell, sys.executable, "-I", "-S", str(Path(walls.__file__)), str(spec)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=_environment(folder), start_new_session=True,
+        )  # fmt: skip
+        ended_by = _watch(process, folder, Path(output.name), limits)
+        output.seek(0)
+        text = output.read(limits.output_bytes).decode("utf-8", "replace")
+    return Result(process.returncode, text, ended_by, stands)
+
+
+def _spec(
+    command: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, stands: Level
+) -> dict[str, Any]:
+    python = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
+    return {
+        "command": list(command),
+        "folder": str(folder),
+        "readable": [*SYSTEM, *sorted(python), *(str(path.resolve()) for path in readable)],
+        "writable": [str(folder), "/dev/null"],
+        "landlock": "landlock" in stands,
+        "namespaces": "namespaces" in stands,
+        "cpu_s": limits.cpu_s,
+        "file_bytes": limits.disk_bytes,
+        "environment": _environment(folder),
+    }
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """All that it is told: no key of anybody's, no home but its folder."""
+    return {
+        "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8",
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+
+
+def _watch(
+    process: "subprocess.Popen[bytes]", folder: Path, output: Path, limits: Limits
+) -> str | None:
+    """Waits for the end, and brings it about where a limit is passed; names that limit."""
+    end, ended_by = time.monotonic() + limits.wall_s, None
+    try:
+        while process.poll() is None and ended_by is None:
+            time.sleep(LOOK_S)
+            if time.monotonic() > end:
+                ended_by = "wall time"
+            elif output.stat().st_size > limits.output_bytes:
+                ended_by = "output"
+            elif _disk(folder) > limits.disk_bytes:
+                ended_by = "disk"
+            else:
+                pids = list(_tree(process.pid))
+                if len(pids) > limits.processes:
+                    ended_by = "processes"
+                elif sum(map(_memory, pids)) > limits.memory_bytes:
+                    ended_by = "memory"
+    finally:
+        _kill(process)
+    return ended_by
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """The first process of a namespace takes all others with it; else each is killed by name."""
+    pids = list(_tree(process.pid))
+    for pid in reversed(pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tree(root: int) -> Iterator[int]:
+    """The process and its children's children."""
+    yield root
+    with contextlib.suppress(OSError, ValueError):
+        for task in Path(f"/proc/{root}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from _tree(int(child))
+
+
+def _memory(pid: int) -> int:
+    """Resident bytes."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _disk(folder: Path) -> int:
+    total = 0
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return total

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inner wall: this process gives up what the command must not have, and becomes the command.
+
+    python walls.py SPEC.json
+
+Every file system but its folder read-only (in a mount namespace: Landlock knows nothing of chmod); no
+capabilities, no new privileges; Landlock (files by path, no TCP); limits of CPU time, file size, open
+files and core dumps.  The system calls have no wrapper in the standard library: landlock(7),
+mount_setattr(2), capabilities(7).
+Run by file name, apart from the package: it must import nothing that the command could have changed.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import stat
+import struct
+import sys
+from typing import Any
+
+NO_NEW_PRIVS, DROP_CAPABILITY, LAST_CAPABILITY = 38, 24, 63  # prctl
+BIND, AT_CWD, RECURSIVE, READ_ONLY, MOUNT_SETATTR = 4096, -100, 0x8000, 1, 442
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # system calls, the same on all machines
+VERSION_FLAG, PATH_BENEATH = 1, 1
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEV = 1, 2, 4, 8, 1 << 14, 1 << 15
+READ = EXECUTE | READ_FILE | READ_DIR
+OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by version
+TCP, SIGNALS_AND_SOCKETS = 3, 3
+
+
+def version() -> int:
+    """Of Landlock; 0 where the kernel has none."""
+    return max(_libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG), 0)
+
+
+def enter(readable: list[str], writable: list[str]) -> None:
+    """From here on this process and its children reach these paths and no TCP port.
+
+    Raises OSError where the kernel refuses.
+    """
+    found = version()
+    rights = RIGHTS[max(v for v in RIGHTS if v <= found)]
+    fields = [rights, TCP if found >= 4 else 0, SIGNALS_AND_SOCKETS if found >= 6 else 0]
+    size = 8 * (3 if found >= 6 else 2 if found >= 4 else 1)
+    attributes = ctypes.create_string_buffer(struct.pack("=QQQ", *fields)[:size])
+    ruleset = _checked(CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
+    for paths, allowed in ((readable, READ), (writable, rights)):
+        for path in paths:
+            _allow(ruleset, path, allowed & rights)
+    _checked(RESTRICT_SELF, ctypes.c_int(ruleset), 0)
+    os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(os.fstat(opened).st_mode):
+        rights &= OF_FILES
+    rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, opened))
+    _checked(ADD_RULE, ctypes.c_int(ruleset), PATH_BENEATH, rule, 0)
+    os.close(opened)
+
+
+def freeze(folder: str) -> None:
+    """All mounts read-only but `folder`, for good.  In a mount namespace of this process's own.
+
+    Raises OSError where the kernel refuses.
+    """
+    where = folder.encode()
+    if _libc().mount(where, where, None, BIND, None):
+        raise OSError(ctypes.get_errno(), f"cannot mount {folder}")
+    for path, flags, on, off in ((b"/", RECURSIVE, READ_ONLY, 0), (where, 0, 0, READ_ONLY)):
+        attributes = ctypes.create_string_buffer(struct.pack("=QQQQ", on, off, 0, 0), 32)
+        _checked(MOUNT_SETATTR, AT_CWD, path, flags, attributes, ctypes.c_size_t(32))
+    for capability in range(LAST_CAPABILITY + 1):  # without them nobody thaws it
+        _libc().prctl(DROP_CAPABILITY, capability, 0, 0, 0)
+
+
+def limit(cpu_s: int, file_bytes: int) -> None:
+    for what, most in (
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 1024),
+    ):
+        resource.setrlimit(what, (most, most))
+
+
+def main(path: str) -> None:
+    with open(path, encoding="utf-8") as file:
+        spec: dict[str, Any] = json.load(file)
+    if spec["namespaces"]:
+        freeze(spec["folder"])
+    os.chdir(spec["folder"])
+    if _libc().prctl(NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+    if spec["landlock"]:
+        enter(spec["readable"], spec["writable"])
+    limit(spec["cpu_s"], spec["file_bytes"])
+    os.closerange(3, 1024)
+    os.execve(spec["command"][0], spec["command"], spec["environment"])
+
+
+def _checked(number: int, *arguments: Any) -> int:
+    found: int = _libc().syscall(number, *arguments)
+    if found < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return found
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
