@@ -20,27 +20,32 @@ from jaxlm.research.jobs import Job, JobRun
 from jaxlm.research.launch import Workers, run_jobs
 
 
-def kill_worker_of(run_dir: Path) -> None:
-    """As soon as the run has a checkpoint: what a machine that goes down does to it."""
+def kill_worker_of(run_dir: Path, project: Path) -> None:
+    """As soon as the run has a checkpoint: what a machine that goes down does to it.
+
+    Only a worker whose job lies in this test's own project folder, and what started it: the worker's
+    command names both its job and its controller, and dies with the latter.
+    """
     while not list(run_dir.glob("checkpoints/*/manifest.json")):
         time.sleep(0.02)
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (process / "cmdline").read_bytes().decode().split("\0")
         except (OSError, ValueError):
             continue
-        if b"research" in words and b"train" in words:
-            os.kill(parent, signal.SIGKILL)  # the worker dies with it
+        is_worker = words[2:5] == ["jaxlm.cli.main", "research", "train"]
+        if is_worker and words[5].startswith(f"{project.absolute()}/.jobs."):
+            os.kill(int(words[7]), signal.SIGKILL)
 
 
 def main(where: str, options: str, run_dir: str) -> None:
     config, directory = load(["base.gin"], ["TrainConfig.num_steps=40"]), Path(run_dir)
     run = JobRun(config, run_id(config, prepare(config.data).data_id), directory)
     workers, news = Workers(2, where, json.loads(options)), list[dict[str, Any]]()
-    threading.Thread(target=kill_worker_of, args=(directory,), daemon=True).start()
-    run_jobs("train", [Job((run,))], workers, news.append, Path("project"))
-    run_jobs("evaluate", [Job((run,))], workers, news.append, Path("project"))
+    project = Path("project")
+    threading.Thread(target=kill_worker_of, args=(directory, project), daemon=True).start()
+    run_jobs("train", [Job((run,))], workers, news.append, project)
+    run_jobs("evaluate", [Job((run,))], workers, news.append, project)
     print(json.dumps(news[-1]))
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Campaigns on a tiny model: real workers, real ledger, real files."""
 
+import dataclasses
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from jaxlm.cli.main import main
 from jaxlm.core.errors import RunError
 from jaxlm.research import runner, worker
 from jaxlm.research.evaluator import evaluate_run
-from jaxlm.research.jobs import Job, JobRun
+from jaxlm.research.jobs import How, Job, JobRun
 from jaxlm.research.ledger import Ledger
 from jaxlm.research.verify import content, verify
 from jaxlm.telemetry.writer import latest_rows
@@ -145,6 +146,24 @@ def test_members_of_one_program_on_two_devices_equal_runs_alone_to_rounding(
         bpb = [summary["final"]["eval/bpb"] for summary in summaries]
         assert bpb[0] == pytest.approx(bpb[1], rel=1e-5)
         assert json.loads((run.directory / "env.json").read_text())["mesh"]["members"] == 2
+
+
+@pytest.mark.parametrize("how", ["in turn", "together"])
+def test_a_run_that_pauses_is_the_run_that_does_not(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, how: How
+) -> None:
+    monkeypatch.chdir(finished)
+    alone = Path("research") / of("baseline", 0)["directory"]
+    config = load_config(alone)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=1))
+    path = Path("paused") / how.replace(" ", "_")
+    for until, status, step in ((2, "preempted", 2), (2, "preempted", 2), (None, "completed", 4)):
+        worker.train(Job((JobRun(config, "", path, until),), how), io.StringIO())
+        summary = json.loads((path / "summary.json").read_text())
+        assert (summary["status"], summary["step"]) == (status, step)
+        assert (summary["final"] is None) == (status != "completed")
+    assert losses(path) == pytest.approx(losses(alone), rel=1e-5)
+    assert [row["step"] for row in latest_rows(path, "eval")] == [1, 2, 3, 4]
 
 
 def test_a_run_that_was_stopped_is_not_recorded_and_goes_on(
