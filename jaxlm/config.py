@@ -154,12 +154,14 @@ def _check_mesh(config: RunConfig, mesh: dict[str, int]) -> None:
         (f"ModelConfig.num_heads={m.num_heads} is", m.num_heads, heads),
         (f"ModelConfig.num_kv_heads={m.kv_heads} is", m.kv_heads, heads),
         (f"ModelConfig.ffn_dim={m.ffn_dim} is", m.ffn_dim, ("model",)),
-        (f"ModelConfig.expert_ffn_dim={m.expert_width} is", m.expert_width, ("model",)),
         (f"ModelConfig.vocab_size={m.vocab_size} is", m.vocab_size, ("model",)),
         (f"ModelConfig.embed_dim={m.embed_dim} is", m.embed_dim, wide),
     ]
     if m.num_experts:
-        splits.append((f"ModelConfig.num_experts={m.num_experts} is", m.num_experts, ("expert",)))
+        splits += [
+            (f"ModelConfig.num_experts={m.num_experts} is", m.num_experts, ("expert",)),
+            (f"ModelConfig.expert_ffn_dim={m.expert_width} is", m.expert_width, ("model",)),
+        ]
     for what, size, axes in splits:
         used = [axis for axis in axes if mesh[axis] > 1]
         if size % math.prod(mesh[axis] for axis in used):
@@ -177,6 +179,11 @@ def _check_mesh(config: RunConfig, mesh: dict[str, int]) -> None:
 def _check_pipeline(config: RunConfig, mesh: dict[str, int]) -> None:
     """Raises ConfigError where layers or rows do not divide into stages and micro-batches."""
     m, pattern = config.model, len(config.model.layer_pattern)
+    if m.num_dense_layers:
+        raise ConfigError(
+            f"ModelConfig.num_dense_layers={m.num_dense_layers} must be 0 with MeshConfig.pipeline="
+            f"{mesh['pipeline']}: stages are equal; use the axes expert and fsdp instead"
+        )
     turns = mesh["pipeline"] * config.mesh.pipeline_repeats * pattern
     if m.num_layers % turns:
         raise ConfigError(

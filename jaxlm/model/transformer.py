@@ -26,6 +26,7 @@ from jaxlm.model.config import LayerKind, ModelConfig
 from jaxlm.nn.attention import Attention, KVCache, Where
 from jaxlm.nn.context import from_zigzag, to_zigzag
 from jaxlm.nn.embed import Embed, Output
+from jaxlm.nn.experts import PRODUCT
 from jaxlm.nn.mlp import MLP
 from jaxlm.nn.moe import MoE
 from jaxlm.nn.norm import RMSNorm
@@ -45,7 +46,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,  # everything stored: no wrapper at all
     "full": _named(CHOSEN),
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(CHOSEN)
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(PRODUCT, CHOSEN)
     ),
     "block_inputs": _named("attention_out", "mlp_out", CHOSEN),
     # the TPU kernel does not run twice; elsewhere as "full"

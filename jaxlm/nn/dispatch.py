@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.nn.router import CHOSEN
 
 
 class Plan(NamedTuple):
@@ -25,8 +28,8 @@ class Plan(NamedTuple):
 def make_plan(expert_RK: jax.Array, num_experts: int) -> Plan:
     """expert_RK: int32 below E, or E for an assignment that no expert gets."""
     expert_A = expert_RK.reshape(-1)
-    order_A = jnp.argsort(expert_A, stable=True).astype(jnp.int32)
-    place_A = inverse(order_A)
+    order_A = checkpoint_name(jnp.argsort(expert_A, stable=True).astype(jnp.int32), CHOSEN)
+    place_A = checkpoint_name(inverse(order_A), CHOSEN)
     borders = jnp.arange(num_experts + 1)
     # one comparison per border of experts: a bin count would be a scatter
     stop_E = jnp.searchsorted(expert_A[order_A], borders, side="left").astype(jnp.int32)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.nn.dispatch import collect, make_plan, permuted, spread
 from jaxlm.nn.exchange import make_route, send, send_back
@@ -36,6 +37,7 @@ class ExpertWeights(NamedTuple):
     down_EFD: jax.Array
 
 
+PRODUCT = "expert_product"  # for remat: no policy for ordinary products knows these
 # Logical axes of the matrices that read the stream, and of the one that writes it.
 READ, WRITE = ("expert", "embed", "ffn"), ("expert", "ffn", "embed")
 
@@ -145,7 +147,8 @@ def _experts(
         w_EDF = w_EDF.astype(x_AD.dtype)  # before it is gathered: half the bytes
         if split.embed:
             w_EDF = jax.lax.all_gather(w_EDF, split.embed, axis=axes.index("embed"), tiled=True)
-        return grouped_matmul(x_AD, w_EDF, sizes_E, impl=rules.impl, chip=mesh_tpu())
+        y_AF = grouped_matmul(x_AD, w_EDF, sizes_E, impl=rules.impl, chip=mesh_tpu())
+        return checkpoint_name(y_AF, PRODUCT)
 
     hidden_AF, gate_EDF = product(x_AD, weights.up_EDF, READ), weights.gate_EDF
     gate_AF = hidden_AF if gate_EDF is None else product(x_AD, gate_EDF, READ)

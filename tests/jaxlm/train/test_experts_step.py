@@ -67,9 +67,11 @@ def layouts() -> list[Any]:
 
 @pytest.mark.parametrize(("mesh", "num_micro_batches"), layouts())
 def test_five_updates_agree_on_every_mesh(make_trainer, random_batch, mesh, num_micro_batches):
+    """With remat in half of the cases, on one device too: it chooses no expert again."""
     train = dataclasses.replace(CONFIG.train, num_micro_batches=num_micro_batches)
     optim = dataclasses.replace(CONFIG.optim, eps=1e-3)  # no division by rounding errors
-    config = dataclasses.replace(SPARSE, train=train, optim=optim)
+    model = dataclasses.replace(MODEL, remat="full" if num_micro_batches == 1 else "none")
+    config = dataclasses.replace(SPARSE, train=train, optim=optim, model=model)
     batches = [random_batch(i) for i in range(5)]
     want = updates(make_trainer(config), batches)
     assert_same(updates(make_trainer(config, **MESHES[mesh]), batches), want, rtol=1e-5)
@@ -168,3 +170,12 @@ def test_members_of_one_program_train_as_each_alone(make_trainer, random_batch):
     for i, (state, metrics) in enumerate(jax.device_get(alone)):
         found = jax.tree.map(lambda x, i=i: x[i], jax.device_get(together))
         assert_same(([found[1]], found[0]), ([metrics], state), rtol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["dots", "block_inputs", "full"])
+def test_what_is_computed_again_chooses_no_expert_again(make_trainer, random_batch, remat):
+    """Rounding might choose another one, and gradients would be of another function."""
+    trainer = make_trainer(small(remat=remat), expert=2, fsdp=2)
+    with on_mesh(trainer.mesh):
+        jaxpr = str(jax.make_jaxpr(trainer.step)(trainer.abstract_state, random_batch(0)))
+    assert jaxpr.count("top_k[") == jaxpr.count("= sort[") == 1
