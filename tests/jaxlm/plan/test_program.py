@@ -57,6 +57,22 @@ def test_its_bytes_are_at_least_what_it_must_move(reading: Reading) -> None:
     assert weights + activations < reading.hbm_bytes < 6 * (weights + activations)
 
 
+def test_gathers_and_sums_that_run_beside_the_products() -> None:
+    """Four weights gathered once, four gradients summed: 90 MB each, three of each asynchronous."""
+    text = (Path(__file__).parent / "programs" / "async_fsdp.hlo").read_text(encoding="utf-8")
+    coords = tuple((x, y, z, 0) for z in range(4) for y in range(4) for x in range(4))
+    network = Network(parse_topology("v5p:4x4x4"), coords)
+    reading = read(text, MODEL, {"data": 1, "fsdp": 64, "model": 1}, network)
+    found = {c.kind: c for c in reading.collectives}
+    sent = 2 * 4096 * 11008 * 63 / 64
+    for kind, each in (("all-gather", sent), ("all-reduce", 2 * sent)):
+        assert (found[kind].num_text, found[kind].axes) == (4, ("fsdp",))
+        assert found[kind].wire_bytes == pytest.approx(4 * each)
+        assert found[kind].async_bytes == pytest.approx(3 * each)
+    assert reading.flops == 11 * 2 * 1024 * 4096 * 11008  # the input has no gradient
+    assert 1.5 * sent / 540e9 < reading.exposed_s < reading.network_s
+
+
 def kernel(name: str, results: str, operands: list[str], path: str = "") -> KernelCall:
     lines = [f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(operands)]
     names = ", ".join(f"%p{i}" for i in range(len(operands)))
