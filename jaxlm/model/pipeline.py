@@ -14,7 +14,7 @@ All stages are one program: a map over a leading axis that is split over the mes
 Shifting that axis by one is the only communication, a permutation between neighbours.  The backward
 pass is the derivative of all this and runs the other way.
 
-Legend: B batch  M micro-batches  T positions  D model width  L layers  S stages
+Legend: B batch  M micro-batches  T positions  D model width  L layers  S stages  R repeats
 """
 
 from collections.abc import Callable
@@ -107,11 +107,14 @@ def _by_stage(S: int, R: int, param_L: jax.Array) -> jax.Array:
     With repeats this moves layers between devices, once per step: each sends what it holds, a
     small part of what gathering the parameters moves anyway.
     """
-    stacked = param_L.reshape(R, S, -1, *param_L.shape[1:]).swapaxes(0, 1)
-    if jax.sharding.get_abstract_mesh().empty:
-        return stacked
-    rest = [jax.P.UNCONSTRAINED] * (stacked.ndim - 1)
-    return jax.lax.with_sharding_constraint(stacked, jax.P(AXIS, *rest))
+    param_L = _split_first(param_L)  # so is its gradient, before anyone reads it
+    return _split_first(param_L.reshape(R, S, -1, *param_L.shape[1:]).swapaxes(0, 1))
+
+
+def _split_first(x: jax.Array) -> jax.Array:
+    """The first axis over the stages, the others as they are."""
+    rest = [jax.P.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, jax.P(AXIS, *rest))
 
 
 def _micro_batches(M: int, x_B: jax.Array) -> jax.Array:

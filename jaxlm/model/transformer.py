@@ -38,6 +38,8 @@ from jaxlm.sharding.rules import BATCH, constrain, num_parts
 # Logical axes of the residual stream between layers, and before and after them.
 STREAM, ENDS = ("batch", "residual_seq", "embed"), ("rows", "residual_seq", "embed")
 
+# What attention and MLP read: gathered, so that the weights need not be.
+INNER = ("batch", "seq", "embed")
 PRODUCTS = ("attention_qkv", "attention_kernel", "attention_out", "mlp_gate")  # names of values
 
 # What the backward pass finds stored, by name; the rest is computed again.
@@ -86,10 +88,11 @@ class Block(nn.Module):
             qk_norm_eps=c.norm_eps if c.qk_norm else None,
             impl=c.attention_impl,
             name="attention",
-        )(RMSNorm(c.norm_eps, name="attention_norm")(x_BTD), where, cache)
+        )(constrain(RMSNorm(c.norm_eps, name="attention_norm")(x_BTD), INNER), where, cache)
         x_BTD = x_BTD + checkpoint_name(attended_BTD, "attention_out")
         x_BTD = constrain(x_BTD, STREAM)
-        normed_BTD, routing = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD), None
+        normed_BTD = constrain(RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD), INNER)
+        routing = None
         if self.is_sparse:
             y_BTD, routing = _experts(c)(normed_BTD, where.segment_ids_BT)
         else:

@@ -2,7 +2,6 @@
 """The mesh factory: the only place where devices get axis names."""
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -14,18 +13,22 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """A mesh over all devices, or those given.  Raises ConfigError when the shape does not fit."""
     devices = jax.devices() if devices is None else devices
     sizes = config.shape(len(devices))
-    # Linen's logical partitioning needs Auto axes; make_mesh would default to Explicit ones
-    auto = (AxisType.Auto,) * len(AXES)
     found = len({getattr(device, "slice_index", 0) for device in devices})
     if found == 1 and (config.slice == 1 or devices[0].platform == "cpu"):
         # one slice; on CPUs, spans of equal length stand for slices
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices)
-    if found != config.slice:
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    elif found == config.slice:
+        within = [1 if axis == "slice" else size for axis, size in sizes.items()]
+        across = [size if axis == "slice" else 1 for axis, size in sizes.items()]
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    else:
         raise ConfigError(
             f"MeshConfig.slice={config.slice}, but the devices belong to {found} slices; "
             f"set it to {found}"
         )
-    within = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
-    across = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
-    grid: np.ndarray = mesh_utils.create_hybrid_device_mesh(within, across, devices)
-    return Mesh(grid, AXES, axis_types=auto)
+    # Linen's logical partitioning needs Auto axes; the default may become Explicit ones
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -6,6 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from jaxlm.core.errors import ConfigError
 from jaxlm.sharding.config import AXES, MeshConfig
@@ -77,3 +78,27 @@ def test_a_batch_arrives_split_by_rows_and_positions() -> None:
     assert placed.sharding.spec == ROWS
     assert {s.data.shape for s in placed.addressable_shards} == {(1, 4)}
     np.testing.assert_array_equal(placed, tokens)
+
+
+ON_TOPOLOGIES = [
+    ("v5p:4x4x4", 1, {"fsdp": 8, "model": 8}),
+    ("v5p:4x4x4", 1, {"pipeline": 2, "fsdp": 4, "context": 2, "model": 4}),
+    ("v6e:8x8", 1, {"fsdp": 32, "model": 2}),
+    ("v6e:4x4", 2, {"slice": 2, "fsdp": 8, "model": 2}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "slices", "sizes"), ON_TOPOLOGIES, ids=str)
+def test_axes_need_not_be_those_of_the_torus(
+    topology: str, slices: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    options = {"num_slices": slices} if slices > 1 else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    mesh = make_mesh(MeshConfig(data=1, **sizes), list(found.devices))
+    assert mesh.shape == {axis: sizes.get(axis, 1) for axis in AXES}
+    for i, devices in enumerate(mesh.devices):
+        assert {getattr(device, "slice_index", 0) for device in devices.flat} == {i}

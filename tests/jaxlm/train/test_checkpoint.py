@@ -34,7 +34,7 @@ def saved(tmp_path, make_trainer, random_batch):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{}, {"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2}], ids=str
+    "sizes", [{}, {"data": 8}, {"fsdp": 8}, {"slice": 2, "pipeline": 2, "context": 2}], ids=str
 )
 def test_a_state_moves_to_any_mesh_bit_for_bit(saved, make_trainer, sizes):
     folder, want = saved

@@ -8,6 +8,7 @@ import pytest
 from jaxlm.sharding.by_layers import by_layers
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
+from jaxlm.train.checkpoint import Checkpointer, Identity, restore
 from jaxlm.train.setup import on_mesh
 from tests.jaxlm.train.conftest import changed
 
@@ -55,3 +56,22 @@ def test_every_layer_is_whole_once_and_nothing_is_gathered(sizes, layers) -> Non
     text = program.as_text()
     assert "all-to-all" in text
     assert "all-gather" not in text and "all-reduce" not in text
+
+
+def test_an_offloaded_state_rests_in_host_memory_also_after_a_restart(
+    make_trainer, random_batch, tmp_path
+) -> None:
+    trainer = make_trainer(changed("train", offload_optimizer=True), fsdp=2)
+    with on_mesh(trainer.mesh, trainer.rules):
+        state, _ = trainer.step(trainer.init(jax.random.key(0)), random_batch(0))
+        checkpoints = Checkpointer(tmp_path, 2, Identity("config", "data"))
+        checkpoints.save(1, state)
+        checkpoints.close()
+        restored = restore(tmp_path, 1, trainer.abstract_state)
+        again, _ = trainer.step(restored, random_batch(1))
+        state, _ = trainer.step(state, random_batch(1))
+    for one in (state, restored, again):
+        arrays = [leaf for leaf in jax.tree.leaves(one.opt_state) if leaf.ndim]
+        assert {leaf.sharding.memory_kind for leaf in arrays} == {"pinned_host"}
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
