@@ -65,6 +65,7 @@ OPERATIONAL = {
     "train": (
         "offload_optimizer", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "profile_steps",
         "eval_every", "eval_batches", "sample_every", "sample_prompts", "sample_tokens",
+        "probe_every",
     ),
 }  # fmt: skip
 

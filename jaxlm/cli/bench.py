@@ -2,6 +2,7 @@
 """`jaxlm bench WHAT`: figures with the command that made them."""
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -21,6 +22,7 @@ WHAT = {
     "start": "CPU time of --help; seconds to the first update, cold and warm",
     "policies": "ways to choose among ideas, at equal compute, where the truth is known (no config)",
     "calibration": "how often verdicts err where there is nothing to find (no config)",
+    "diagnose": "planted faults in real tiny runs, kept on disk: what `jaxlm diagnose` finds (no config)",
     "kernels": "TPU kernels beside the public ones, predicted from the compiler's schedule (no config)",
 }
 
@@ -60,6 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="policies: replay this idea bank instead of worlds; calibration: real A/A comparisons too",
     )  # fmt: skip
     group.add_argument("--html", metavar="FILE", help="write curves over the budget there")
+    group = parser.add_argument_group("diagnose")
+    group.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        help="of each kind and severity, 1 to 5 (default %(default)s)",
+    )
+    group.add_argument("--runs", type=Path, metavar="DIR", help="where trained runs are kept")
+    group.add_argument("--only-score", action="store_true", help="train nothing")
     add_device_arguments(parser)
 
 
@@ -71,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_kernels(args)
     if args.what == "calibration":
         return _run_calibration(args)
+    if args.what == "diagnose":
+        return _run_diagnose(args)
     if args.what == "policies":
         return _run_policies(args)
     if not args.config:
@@ -109,6 +122,24 @@ def run(args: argparse.Namespace) -> int:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
     }
     make_display().table(f"bench {args.what}", table)
+    return 0
+
+
+def _run_diagnose(args: argparse.Namespace) -> int:
+    if not 1 <= args.seeds <= 5:
+        raise ConfigError(f"--seeds must be 1 to 5, got {args.seeds}")
+    if not args.only_score:
+        set_up_devices(args)
+    from jaxlm.bench.diagnose import bench_diagnose
+    from jaxlm.bench.faults.suite import default_folder
+    from jaxlm.telemetry.display import make_display
+
+    folder = args.runs or default_folder()
+    with make_display() as display:
+        lines, figures = bench_diagnose(folder, args.seeds, display.progress, not args.only_score)
+    print("\n".join(lines))
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

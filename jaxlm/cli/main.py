@@ -19,6 +19,7 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "generate": "continue a text with a trained model",
     "data": "prepare, look into or tokenise text",
     "plan": "memory, work and predicted time on a TPU slice or GPUs that are not here",
+    "diagnose": "what is wrong with a run: causes, with evidence that can be computed again",
     "ablate": "try changes over several seeds: a verdict for each, with an interval",
     "research": "the loop: propose, draft, approve, run, adopt; and the ledger of all that was tried",
     "mcp": "the research desk for an MCP client such as Claude Code",

@@ -205,7 +205,7 @@ def _scanned(config: ModelConfig, num_layers: int, is_sparse: bool) -> nn.Module
     """A stack of layers of one kind, as a scan over the periods of the pattern."""
     return nn.scan(
         Period,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "probes": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),
         length=num_layers // len(config.layer_pattern),
@@ -283,6 +283,25 @@ class Model:
             "hidden", params, tokens_BT, positions_BT, segment_ids_BT
         )
         return hidden_BTD, routing
+
+    def largest_attention_logits(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+    ) -> jax.Array:
+        """(L,) f32: the largest logit that sampled queries of these rows see, by layer.
+
+        Not for a mesh with pipeline stages or a split sequence: nothing is in one place there.
+        """
+        inputs = (tokens_BT, positions_BT, segment_ids_BT)
+        apply = partial(self._module.apply, {"params": params}, method="hidden")
+        _, found = apply(*inputs, mutable=["probes"])
+        names = [f"block_{i}" for i in range(len(self.config.layer_pattern))]
+        stacks = [found["probes"][s] for s in ("dense_layers", "layers") if s in found["probes"]]
+        by_place = lambda stack: [stack[name]["attention"]["logit_max"][0] for name in names]
+        return jnp.concatenate([jnp.stack(by_place(s), axis=1).ravel() for s in stacks])
 
     def output_matrix(self, params: Params) -> jax.Array:
         """(V, D), f32: the embedding's table when tied."""

@@ -2,11 +2,12 @@
 """Multi-head attention with grouped keys and values: projections, RoPE, cache, softmax, output.
 
 Legend: B batch  T query positions  S key positions  D model width  N query heads  K kv heads
-        H head width
+        H head width  G query heads of one kv head
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -82,6 +83,10 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)
         q_BTNH = constrain(q_BTNH, ("batch", "seq", "heads", "head_dim"))
 
+        if self.is_mutable_collection("probes"):  # else nothing of it is traced
+            largest = _largest_logit(q_BTNH, k_BTKH, where.segment_ids_BT)
+            self.sow("probes", "logit_max", largest)
+
         mask: dict[str, Any] = dict(window=self.window, softcap=self.softcap, sinks_N=sinks_N)
         if cache is None:
             ids_BT = where.segment_ids_BT
@@ -111,6 +116,23 @@ def _logit_bound(q_norm: RMSNorm, k_norm: RMSNorm, rope: tuple[jax.Array, jax.Ar
     gain_squared = sum(jnp.square(table[0, 0, 0, 0]) for table in rope)
     bound = 1.02 * math.sqrt(H) * longest(q_norm) * longest(k_norm) * gain_squared
     return jax.lax.stop_gradient(bound)
+
+
+def _largest_logit(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, segment_ids_BT: jax.Array | None
+) -> jax.Array:
+    """The largest |q k| / sqrt(H) that at most 64 queries of each row see: an f32 scalar."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    at = jnp.arange(0, T, max(1, T // 64))
+    q_BTKGH = q_BTNH[:, at].reshape(B, len(at), K, N // K, H)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    logits_BKGTS = product("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
+    sees_BTS = jnp.broadcast_to(at[:, None] >= jnp.arange(T), (B, len(at), T))
+    if segment_ids_BT is not None:
+        sees_BTS &= segment_ids_BT[:, at, None] == segment_ids_BT[:, None, :]
+    seen_BKGTS = jnp.where(sees_BTS[:, None, None], jnp.abs(logits_BKGTS), 0)
+    return jnp.max(seen_BKGTS) / math.sqrt(H)
 
 
 def _write_at(offset_B: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:

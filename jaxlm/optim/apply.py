@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One update of parameters and optimizer state, or none: the guard against non-finite numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,11 +10,17 @@ import optax
 
 
 def apply_update(
-    tx: optax.GradientTransformation, finite: jax.Array, grads: Any, opt_state: Any, params: Any
+    tx: optax.GradientTransformation,
+    finite: jax.Array,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    probe: Callable[[Any, Any, Any], jax.Array] | None = None,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """(params, opt_state, metrics) after one update; bitwise unchanged if anything is not finite.
 
     Args:    finite is a bool scalar, such as "the loss is"; the norms are checked here.
+             probe, of (gradients, updates, parameters before them), gives one more metric, `probes`.
     Returns: metrics are scalars over all parameters: `update/applied` (bool), `grad/norm_l2`
              before clipping, `param/norm_l2` before the update, and `update/ratio_rms`, which is
              rms(update) / rms(parameter): 0 for a refused update, and where all parameters are.
@@ -37,4 +44,8 @@ def apply_update(
         "update/ratio_rms": optax.tree.norm(updates)
         / jnp.where(param_norm > 0, param_norm, jnp.inf),
     }
+    if probe is not None:
+        # the parameters are overwritten only after the probe has read them: no copy of them is kept
+        probes, updates = jax.lax.optimization_barrier((probe(grads, updates, params), updates))
+        metrics["probes"] = probes
     return optax.apply_updates(params, updates), opt_state, metrics

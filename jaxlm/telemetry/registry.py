@@ -42,6 +42,15 @@ METRICS: dict[str, MetricSpec] = {
     "update/ratio_rms": MetricSpec(
         "fraction", "none", "global", "rms of the update over rms of the parameters"
     ),
+    "param/bf16_frac": MetricSpec(
+        "fraction", "none", "global", "matrix entries that bfloat16 holds exactly"
+    ),
+    "update/below_bf16_frac": MetricSpec(
+        "fraction", "none", "global", "matrix entries whose update bfloat16 would lose"
+    ),
+    "attention/logit_max": MetricSpec(
+        "1", "none", "global", "largest attention logit of sampled queries, before the soft-cap"
+    ),
     "optim/lr": MetricSpec("1", "none", "last", "learning rate of the update"),
     "router/expert_tokens": MetricSpec(
         "tokens",
@@ -65,6 +74,25 @@ METRICS: dict[str, MetricSpec] = {
     "data/epoch": MetricSpec(
         "epochs", "none", "last", "passes over the training rows, over all corpora"
     ),
+    "data/batch_id": MetricSpec("1", "none", "last", "fingerprint of the batch's tokens, 53 bits"),
+    "data/seen_frac": MetricSpec(
+        "fraction", "none", "token mean", "tokens in pieces of text that were trained on before"
+    ),
+    "data/valid_frac": MetricSpec(
+        "fraction", "lower", "token mean", "tokens in pieces of text that are validation text too"
+    ),
+    "data/shifted_frac": MetricSpec(
+        "fraction", "lower", "token mean", "targets that are not the token that follows"
+    ),
+    "data/mask_error_frac": MetricSpec(
+        "fraction", "lower", "token mean", "positions that count and should not, or the reverse"
+    ),
+    "data/unigram_nats": MetricSpec(
+        "nats/token", "none", "token mean", "targets under the validation text's token frequencies"
+    ),
+    "data/bytes_per_token": MetricSpec(
+        "bytes/token", "none", "token mean", "text that a target stands for"
+    ),
     "eval/bpb": MetricSpec(
         "bits/byte", "lower", "global", "validation nats / (ln 2 * validation bytes)"
     ),
@@ -84,6 +112,10 @@ METRICS: dict[str, MetricSpec] = {
         "fraction", "higher", "last", "model FLOPs per second / peak of the devices"
     ),
     "perf/data_wait_s": MetricSpec("s", "lower", "last", "time the loop waited for its batch"),
+    "perf/host_memory_bytes": MetricSpec("bytes", "lower", "last", "memory of this process"),
+    "perf/compiles": MetricSpec(
+        "programs", "lower", "last", "compiled in this process since the run began"
+    ),
 }
 
 

@@ -14,6 +14,7 @@ class TrainConfig:
     seed: int = 0  # of the initial parameters and of the samples
     num_micro_batches: int = 1  # gradient accumulation: the batch is done in this many parts
     offload_optimizer: bool = False  # its state rests in the hosts' memory between updates
+    probe_every: int | None = 20  # updates between two looks inside (train/probes.py); None: never
     log_every: int = 10  # updates between two telemetry rows on the terminal; the file gets all
     eval_every: int = 250  # updates between two validations; one always follows the last update
     eval_batches: int | None = (
@@ -46,7 +47,7 @@ class TrainConfig:
             self.keep_checkpoints,
             ">= 2",
         )
-        for name in ("eval_batches", "sample_every"):
+        for name in ("eval_batches", "sample_every", "probe_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"TrainConfig.{name}", value, ">= 1 or None")
         if self.profile_steps is not None:

@@ -7,6 +7,7 @@ waits for the host.
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ from jaxlm.sharding.feed import local_rows, to_global
 from jaxlm.telemetry.display import Display
 from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.writer import JsonlWriter, Writer, latest_rows
+from jaxlm.train.batch_probe import BatchProbe
 from jaxlm.train.checkpoint import Checkpointer, Identity, newest_whole, restore
+from jaxlm.train.host_probe import host_probe
 from jaxlm.train.reporter import Reporter
 from jaxlm.train.run_dir import CHECKPOINTS, append_json
 from jaxlm.train.setup import Trainer, build_trainer
@@ -131,7 +134,9 @@ class Run:
             self.writers.append(TensorBoardWriter(run_dir))
         device_peak, _ = peak_flops(jax.devices()[0], config.model.compute_dtype)
         peak = device_peak and device_peak * jax.device_count()
-        self.reporter = Reporter(self.writers, display, resolved, peak)
+        self.reporter = Reporter(self.writers, display, resolved, peak, probe=self.trainer.probe)
+        self.batch_probe = self._batch_probe() if self.trainer.probe else None
+        self._looked_at: dict[int, dict[str, float]] = {}  # metrics of batches, by step
 
     def initial_state(self) -> tuple[TrainState, int]:
         """The newest whole checkpoint, or fresh parameters; and how many updates it holds."""
@@ -152,12 +157,23 @@ class Run:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Global arrays of batch(start), batch(start + 1), ...; read in the background."""
-        for batch in self.train_source.iter_batches(start, stop, self.rows):
+        source = self.train_source.iter_batches(start, stop, self.rows)
+        for step, batch in enumerate(source, start=start + 1):
+            if self.batch_probe is not None:
+                self._looked_at[step] = self.batch_probe(batch)
             yield to_global(batch, self.trainer.mesh, self.config.data.batch_size, self.rows)
+
+    def _batch_probe(self) -> BatchProbe:
+        sources = [self.valid_source.valid_batches(c.name) for c in self.config.data.corpora]
+        valid = itertools.chain.from_iterable(zip(*sources, strict=False))
+        bytes_V = self.tokenizer.bytes_per_token_V
+        return BatchProbe(valid, bytes_V, self.config.data.seq_len)
 
     def report(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
         """Raises NonFiniteError when the update was refused."""
         values = jax.device_get(metrics)
+        if self.trainer.probe is not None:
+            values |= self._looked_at.pop(step, {}) | host_probe()
         self.reporter.train(step, values, self.train_source.epoch(step), data_wait_s)
         if not values["update/applied"]:
             self.reporter.event(step, "refused", "loss or gradient is not finite")

@@ -12,8 +12,10 @@ from jaxlm.config import Resolved
 from jaxlm.core.types import Metrics
 from jaxlm.telemetry.display import Display
 from jaxlm.telemetry.writer import Writer
+from jaxlm.train.probes import PROBES, Probe
 
 EXPERT_TOKENS = "router/expert_tokens"
+APART = (EXPERT_TOKENS, PROBES)  # arrays, which become several numbers
 EXPERTS_EVERY = 10  # updates: a row of them has a number for every expert of every layer
 Clock = Callable[[], float]
 
@@ -28,8 +30,10 @@ class Reporter:
         resolved: Resolved,
         peak_flops: float | None,
         clock: Clock = time.perf_counter,
+        probe: Probe | None = None,
     ) -> None:
-        """peak_flops: of all devices together; None leaves MFU out."""
+        """peak_flops: of all devices together; None leaves MFU out.  probe: names `probes`."""
+        self._probe = probe
         self._writers, self._display, self._clock = writers, display, clock
         self._tokens_per_step = resolved.tokens_per_step
         self._flops_per_step = resolved.train_flops_per_token * resolved.tokens_per_step
@@ -40,7 +44,10 @@ class Reporter:
     def train(self, step: int, metrics: Metrics, epoch: float, data_wait_s: float) -> None:
         """The row of the update that produced `step`; metrics are host values."""
         self._tokens_seen += round(float(metrics["train/tokens"]))
-        row = {name: float(value) for name, value in metrics.items() if name != EXPERT_TOKENS}
+        row = {name: float(value) for name, value in metrics.items() if name not in APART}
+        if self._probe is not None and self._probe.is_due(step - 1):
+            values = map(float, metrics[PROBES])
+            row |= dict(zip(self._probe.names, values, strict=True))
         row |= {"data/tokens_seen": self._tokens_seen, "data/epoch": epoch}
         now = self._clock()
         if self._last_time is not None:

@@ -6,6 +6,7 @@ Legend: V vocabulary
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -26,7 +27,8 @@ from jaxlm.optim.schedule import learning_rate_scale
 from jaxlm.sharding.by_layers import by_layers
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
-from jaxlm.sharding.rules import Rules, rules_of
+from jaxlm.sharding.rules import BATCH, Rules, rules_of
+from jaxlm.train.probes import Probe
 from jaxlm.train.state import TrainState, make_init, on_device, state_shardings
 from jaxlm.train.step import Step, jit_train_step, make_train_step
 
@@ -43,6 +45,7 @@ class Trainer:
     step: Step
     eval_params: Callable[[TrainState], Params]  # differs from state.params when averaged
     eval_step: EvalStep
+    probe: Probe | None  # names what the step's metric `probes` holds
 
     def fresh_state(self, config: RunConfig) -> TrainState:
         """The state before the first update, with the seed and the optimizer's scalars of `config`.
@@ -78,6 +81,7 @@ def build_trainer(
     )
     loss_fn = partial(batch_loss, model)
     lr_scale = partial(learning_rate_scale, config.optim.schedule)
+    probe = make_probe(config, model, mesh)
     step = make_train_step(
         loss_fn,
         optimizer,
@@ -85,6 +89,7 @@ def build_trainer(
         config.train.num_micro_batches,
         partial(LossSums.zeros, config.model),
         partial(balance, config.model),
+        probe,
     )
 
     def averaged(state: TrainState) -> Params:
@@ -100,7 +105,17 @@ def build_trainer(
         step=jit_train_step(step, mesh, shardings),
         eval_params=averaged,
         eval_step=make_eval_step(model, np.pad(bytes_per_token_V, (0, unused_rows))),
+        probe=probe,
     )
+
+
+def make_probe(config: RunConfig, model: Model, mesh: Mesh) -> Probe | None:
+    """As TrainConfig.probe_every says; it looks at one row of the batch on each device."""
+    if config.train.probe_every is None:
+        return None
+    is_whole = mesh.shape["pipeline"] == 1 and mesh.shape["context"] == 1
+    num_rows = math.prod(mesh.shape[axis] for axis in BATCH) if is_whole else 0
+    return Probe(model, config.train.probe_every, num_rows)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from jaxlm.nn.router import Routing
 from jaxlm.optim.apply import apply_update
 from jaxlm.sharding.rules import ROWS
 from jaxlm.train.compiler import compiler_options
+from jaxlm.train.probes import Probe
 from jaxlm.train.state import Hparams, Optimizer, TrainState, on_device
 
 LossFn = Callable[[Params, Batch, jax.Array], LossSums]
@@ -34,6 +35,7 @@ def make_train_step(
     num_micro_batches: int = 1,
     zero_sums: Callable[[], LossSums] = lambda: LossSums(*jnp.zeros(5)),
     balance: Balance | None = None,
+    probe: Probe | None = None,
 ) -> Step:
     """The update as a pure function.
 
@@ -56,12 +58,14 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, state.params), zero_sums()
         grads, sums = _accumulate(gradient, zeros, batch, num_micro_batches)
 
+        look = None if probe is None else lambda g, u, p: probe(state.step, g, u, p, batch)
         params, opt_state, metrics = apply_update(
             optimizer(state.hparams, state.step),
             jnp.isfinite(sums.nats),
             grads,
             state.opt_state,
             state.params,
+            look,
         )
         metrics |= {
             "train/loss_nats": sums.nats / num_tokens,

@@ -107,7 +107,7 @@ def curve(path: Path, metric: str, points: int) -> Curve:
 
 
 def diagnose(path: Path) -> list[FindingView]:
-    from jaxlm.research.diagnose.diagnose import diagnose as findings_of
+    from jaxlm.research.diagnose.run import diagnose as findings_of
 
     return [
         FindingView(
