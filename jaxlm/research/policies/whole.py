@@ -13,7 +13,7 @@ from jaxlm.research.policies.confirm import confirm
 from jaxlm.research.policies.promotion import SCALE, promote
 
 GATE = 0.4  # of the budget
-PAIRS = 2  # fresh seeds of baseline and final arm
+PAIRS = 3  # fresh seeds of baseline and final arm: the interval rests on these alone
 APART = 1 << 16  # between the seeds of search, gate and confirmation
 
 
@@ -30,7 +30,7 @@ def whole(
     reserve = 2 * PAIRS * knowledge.scale_costs[scale]
     share = (budget - reserve) * (1 - GATE if has_gate else 1)
     found = yield from relay(search(ideas, max(share, 1.0), seed, knowledge), purse)
-    kept, noise = found.kept, knowledge.noise
+    kept = found.kept
     if has_gate and kept:
         left = purse.left - reserve
         gate = promote(sorted(kept), left, seed + APART, knowledge) if left > 0 else None
@@ -39,6 +39,6 @@ def whole(
     kept = kept if pairs else frozenset()
     return (
         yield from confirm(
-            purse, kept, seed + 2 * APART, pairs, noise, found.effects, found.notes, scale
+            purse, kept, seed + 2 * APART, pairs, None, found.effects, found.notes, scale
         )
     )
