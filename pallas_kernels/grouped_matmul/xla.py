@@ -22,7 +22,8 @@ TILE = 64  # rows
 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """(R, F) in the dtype of x; sums in f32."""
-    return jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_by_visits, default=_ragged)
+    arrays = map(jnp.asarray, (x_RD, w_EDF, sizes_E))
+    return jax.lax.platform_dependent(*arrays, cpu=_by_visits, default=_ragged)
 
 
 def _ragged(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
