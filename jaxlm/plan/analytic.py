@@ -156,12 +156,13 @@ def _memory(config: RunConfig, mesh: dict[str, int]) -> Memory:
     item = 2 if c.compute_dtype == "bfloat16" else 4
     per_layer = stored_per_token(c) / (split.tensor if c.remat != "full" else 1)
     stored = item * split.tokens * c.num_layers / split.stages * per_layer
-    # one layer's gathered weights and their gradients, its recomputed values, the loss's table
+    # one layer's gathered weights and their gradients, its recomputed values; the output's table,
+    # its gradient and the embedding's, whole before they are scattered, and one on its way
     none = dataclasses.replace(c, remat="none")
     values = split.tokens * (stored_per_token(none) + _expert_values(c)) / split.tensor
     layer = layers * split.stages / c.num_layers * split.weights / split.experts
     table = c.vocab_size * c.embed_dim / split.tensor
-    temporaries = max(item * (2 * layer + values), (item + F32) * table)
+    temporaries = item * (2 * layer + values) + (item + 3 * F32) * table
     return Memory(params, state, params * (2 if is_accumulated else 1), stored, temporaries)
 
 
