@@ -14,6 +14,10 @@ from jaxlm.plan.answer import Plan
 from jaxlm.plan.chips import HOP_S
 from jaxlm.plan.topology import Topology, parse_topology, valid_shapes
 
+MOVES = (  # a factor of two from one axis of the mesh to another
+    ("data", "fsdp"), ("fsdp", "data"), ("fsdp", "model"), ("model", "fsdp"), ("fsdp", "context"),
+    ("context", "fsdp"), ("fsdp", "expert"), ("expert", "fsdp"),
+)  # fmt: skip
 NUM_CHANGES = 3
 LEAST_GAIN = 0.01  # of the step; smaller ones are noise of a prediction
 
@@ -82,7 +86,7 @@ def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, Run
             what = f"TrainConfig.num_micro_batches = {count}"
             yield what, dataclasses.replace(config, train=more)
     sizes = mesh.shape(topology.num_devices)
-    for give, take in (("data", "fsdp"), ("fsdp", "data"), ("fsdp", "model"), ("model", "fsdp")):
+    for give, take in MOVES:
         if sizes[give] % 2 == 0:
             new_sizes: dict[str, Any] = sizes | {give: sizes[give] // 2, take: sizes[take] * 2}
             what = ", ".join(f"MeshConfig.{axis} = {new_sizes[axis]}" for axis in (give, take))

@@ -72,89 +72,129 @@ def estimate(config: RunConfig, topology: Topology) -> Estimate:
 
 
 def stored_per_token(c: ModelConfig) -> float:
-    """Numbers that one layer stores for the backward pass, by remat policy."""
-    D, F, H = c.embed_dim, c.ffn_dim, c.head_width
+    """Numbers that a layer stores for the backward pass, by remat policy, averaged over the depth.
+
+    Of experts nothing is kept but in "none" (what those store is in `_expert_values`).
+    """
+    D, H = c.embed_dim, c.head_width
+    F = c.ffn_dim * (1 - c.num_sparse_layers / c.num_layers)
     heads, kv = c.num_heads * H, c.kv_heads * H
     wide = 2 if c.is_gated else 1
     products = heads + 2 * kv + D + wide * F  # nothing needs what the last one, down, gives
     norm_inputs = heads + kv if c.qk_norm else 0
     return {
         "full": D,
+        "offload": D,  # the rest is the host's
         "block_inputs": 3 * D,
         "attention": D + 2 * heads + 2 * kv,
         "products": 2 * D + 2 * heads + 2 * kv + norm_inputs + wide * F,
         "products_but_up": 2 * D + 2 * heads + 2 * kv + norm_inputs + (wide - 1) * F,
         "dots": D + products,
         "none": D + products + 3 * D + 2 * heads + kv + (wide + 1) * F,
-    }.get(c.remat, D + products)
+    }[c.remat]
 
 
 def recomputed_flops_per_token(c: ModelConfig, seq_len: int) -> float:
-    """What the backward pass computes again, by remat policy."""
+    """What the backward pass computes again, by remat policy; what experts do always but in "none"."""
     forward = forward_flops_per_token(c, seq_len)
-    layers = sum(flops for name, flops in forward.items() if name != "logits")
-    scores = forward["scores and values"]
+    up = forward["mlp"] / (3 if c.is_gated else 2)  # one of the MLP's products
+    experts = forward.get("experts", 0.0) + forward.get("routers", 0.0)
+    scores, layers = forward["scores and values"], forward["projections"] + forward["mlp"] - up
+    share = (c.num_heads + 2 * c.kv_heads) / (2 * (c.num_heads + c.kv_heads))
+    into_kernel = 0.0 if c.qk_norm else forward["projections"] * share  # kept with its results
     return {
         "none": 0.0,
-        "dots": scores,
-        "attention": layers - scores,
-        "products": 0.0,
-        "products_but_up": forward["mlp"] / (3 if c.is_gated else 2),
-    }.get(c.remat, layers)
+        "dots": scores + experts,
+        "attention": layers - into_kernel + experts,
+        "products": experts,
+        "products_but_up": up + experts,
+    }.get(c.remat, layers + scores + experts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """How many ways each kind of thing is split, and what one device holds of the tokens."""
+
+    weights: int  # parameters of all but experts, along their width
+    tensor: int
+    experts: int
+    stages: int
+    replicas: int  # that hold the same parameters
+    tokens: float  # of one micro-batch, of the devices along the model axis together
+
+
+def _split(config: RunConfig, mesh: dict[str, int]) -> _Split:
+    wide = mesh["fsdp"] * mesh["expert"] * mesh["context"]
+    groups = mesh["slice"] * mesh["data"] * mesh["fsdp"] * mesh["expert"]
+    rows = config.data.batch_size / config.train.num_micro_batches / groups
+    return _Split(
+        weights=wide,
+        tensor=mesh["model"],
+        experts=mesh["expert"],
+        stages=mesh["pipeline"],
+        replicas=mesh["slice"] * mesh["data"],
+        tokens=rows * config.data.seq_len / mesh["context"],
+    )
+
+
+def _local_params(c: ModelConfig, split: _Split) -> tuple[float, float]:
+    """Parameters on one device: (of layers, of embedding and output)."""
+    parts, shards = num_params(c), split.weights * split.tensor
+    ends = (parts["embedding"] + parts["output"]) / shards
+    layers = sum(n for name, n in parts.items() if name not in ("embedding", "output", "norms"))
+    return (layers / shards + parts["norms"]) / split.stages, ends
 
 
 def _memory(config: RunConfig, mesh: dict[str, int]) -> Memory:
-    c, parts = config.model, num_params(config.model)
-    shards = mesh["fsdp"] * mesh["model"]
-    norms = parts["norms"]
-    params = F32 * ((sum(parts.values()) - norms) / shards + norms)
-    copies = STATE_COPIES[config.optim.name]
-    state = copies * params
+    c, split = config.model, _split(config, mesh)
+    layers, ends = _local_params(c, split)
+    params = F32 * (layers + ends)
+    state = STATE_COPIES[config.optim.name] * params
     if config.optim.name == "muon":  # embeddings and vectors go by AdamW: one more
-        state += F32 * ((parts["embedding"] + parts["output"]) / shards + norms)
+        state += F32 * ends
     is_accumulated = config.train.num_micro_batches > 1
-    tokens = _local_tokens(config, mesh)
     item = 2 if c.compute_dtype == "bfloat16" else 4
-    split = mesh["model"]
-    stored = (
-        item * tokens * c.num_layers * stored_per_token(c) / (split if c.remat != "full" else 1)
-    )
-    # one layer's gathered weights and their gradients, its recomputed values, the loss's table
-    layer = (parts["attention"] + parts["mlp"]) / c.num_layers / split
+    per_layer = stored_per_token(c) / (split.tensor if c.remat != "full" else 1)
+    stored = item * split.tokens * c.num_layers / split.stages * per_layer
+    # one layer's gathered weights and their gradients, its recomputed values; the output's table,
+    # its gradient and the embedding's, whole before they are scattered, and one on its way
     none = dataclasses.replace(c, remat="none")
-    table = c.vocab_size * c.embed_dim / split
-    working = item * (2 * layer + tokens * stored_per_token(none) / split)
-    temporaries = max(working, (item + F32) * table)
+    values = split.tokens * (stored_per_token(none) + _expert_values(c)) / split.tensor
+    layer = layers * split.stages / c.num_layers * split.weights / split.experts
+    table = c.vocab_size * c.embed_dim / split.tensor
+    temporaries = item * (2 * layer + values) + (item + 3 * F32) * table
     return Memory(params, state, params * (2 if is_accumulated else 1), stored, temporaries)
 
 
-def _local_tokens(config: RunConfig, mesh: dict[str, int]) -> float:
-    """Of one micro-batch, on one device."""
-    rows = config.data.batch_size / config.train.num_micro_batches / (mesh["data"] * mesh["fsdp"])
-    return rows * config.data.seq_len
+def _expert_values(c: ModelConfig) -> float:
+    """Numbers per token inside of a layer with experts: its rows, and what they become."""
+    if not c.num_experts:
+        return 0.0
+    return c.experts_per_token * (2.0 * c.embed_dim + 3.0 * c.expert_width)
 
 
 def _work(config: RunConfig, mesh: dict[str, int], topology: Topology) -> Work:
     c, chip, T = config.model, topology.chip, config.data.seq_len
-    micro = config.train.num_micro_batches
-    tokens = _local_tokens(config, mesh) * micro  # per group of the model axis
-    model_flops = tokens * train_flops_per_token(c, T) / mesh["model"]
-    executed = model_flops + tokens * recomputed_flops_per_token(c, T) / mesh["model"]
-    params = float(sum(num_params(c).values()))
+    micro, split = config.train.num_micro_batches, _split(config, mesh)
+    per_device = config.data.batch_size * T / topology.num_devices
+    model_flops = per_device * train_flops_per_token(c, T)
+    executed = model_flops + per_device * recomputed_flops_per_token(c, T)
     item = 2 if c.compute_dtype == "bfloat16" else 4
-    moved = item * tokens * c.num_layers * (8 * c.embed_dim + 6 * c.ffn_dim) / mesh["model"]
-    update = F32 * 8 * params / (mesh["fsdp"] * mesh["model"])
-    hbm = moved + update + 3 * micro * item * params / mesh["model"]
-    wire = _wire_bytes(config, mesh, params, item, tokens)
+    values = 8 * c.embed_dim + 6 * c.ffn_dim + 2 * _expert_values(c)
+    layers, ends = _local_params(c, split)
+    gathered = micro * item * (layers * split.weights / split.experts + ends * split.weights)
+    hbm = item * per_device * c.num_layers * values + 8 * F32 * (layers + ends) + 3 * gathered
+    wire = _wire_bytes(config, split)
     compute_s, hbm_s = executed / chip.peak_flops, hbm / chip.hbm_bandwidth
     wire_s = wire / egress(topology)
+    busy = 1 - config.mesh.schedule(split.stages).idle_frac
     return Work(
         model_flops=model_flops,
         executed_flops=executed,
         hbm_bytes=hbm,
         wire_bytes=wire,
-        fastest_s=max(compute_s, hbm_s, wire_s),
-        slowest_s=compute_s / PRODUCT_SHARE + hbm_s + wire_s,
+        fastest_s=max(compute_s / busy, hbm_s, wire_s),
+        slowest_s=compute_s / PRODUCT_SHARE / busy + hbm_s + wire_s,
     )
 
 
@@ -166,14 +206,21 @@ def egress(topology: Topology) -> float:
     return total or topology.chip.link_bandwidth
 
 
-def _wire_bytes(
-    config: RunConfig, mesh: dict[str, int], params: float, item: int, tokens: float
-) -> float:
-    """Weights gathered twice and gradients scattered once per micro-batch; gradients summed over
-    replicas; activations summed over the model axis, four times a layer."""
+def _wire_bytes(config: RunConfig, split: _Split) -> float:
+    """What one device sends.  Per micro-batch: weights gathered twice, gradients scattered once;
+    gradients summed over replicas; per layer, activations summed over the model axis four times,
+    tokens to their experts and back, forward and backward."""
     c, micro = config.model, config.train.num_micro_batches
+    item = 2 if c.compute_dtype == "bfloat16" else 4
     ring = lambda n: (n - 1) / n
-    fsdp = 3 * micro * item * params / mesh["model"] * ring(mesh["fsdp"])
-    data = micro * 2 * F32 * params / (mesh["fsdp"] * mesh["model"]) * ring(mesh["data"])
-    tensor = 8 * item * tokens * c.num_layers * c.embed_dim * ring(mesh["model"])
-    return fsdp + data + tensor
+    layers, ends = _local_params(c, split)
+    of_experts = num_params(c).get("experts", 0) / (split.weights * split.tensor * split.stages)
+    dense = (layers - of_experts + ends) * split.weights * ring(split.weights)
+    group = split.weights // split.experts
+    gathered = dense + of_experts * group * ring(group)
+    replicas = 2 * F32 * (layers + ends) * ring(split.replicas)
+    tokens = item * split.tokens * micro / split.stages
+    tensor = 8 * tokens * c.num_layers * c.embed_dim * ring(split.tensor)
+    sent = c.num_sparse_layers * c.experts_per_token if c.num_experts else 0
+    experts = 4 * tokens * sent * c.embed_dim * ring(split.experts)
+    return 3 * micro * item * gathered + micro * replicas + tensor + experts

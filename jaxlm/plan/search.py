@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
@@ -20,6 +21,7 @@ from jaxlm.plan.topology import Topology
 
 MARGIN = 1.1  # times the memory: arithmetic may be that much above the compiler's count
 MOST_MICRO = 8
+MOST_EXPERT = 8  # devices along the expert axis
 MOST_TENSOR = 8  # devices along the model axis; beyond, activations cross too many links
 
 
@@ -59,32 +61,39 @@ def _combinations(config: RunConfig, topology: Topology) -> Iterator[tuple[str, 
     yield "the config as it is", config
     counts = [2**i for i in range(MOST_MICRO.bit_length())]
     for sizes, remat, count in itertools.product(
-        _meshes(topology.num_devices), typing.get_args(RematPolicy), counts
+        _meshes(config, topology.num_devices), typing.get_args(RematPolicy), counts
     ):
         if config.data.batch_size % count:
             continue
-        data, fsdp, tensor = sizes
+        mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
         yield (
-            f"mesh {data} x {fsdp} x {tensor}, remat {remat}, {count} micro-batches",
+            f"{mesh or 'one device'}, remat {remat}, {count} micro-batches",
             dataclasses.replace(
                 config,
-                mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, model=tensor),
+                mesh=dataclasses.replace(config.mesh, **sizes),
                 model=dataclasses.replace(config.model, remat=remat),
                 train=dataclasses.replace(config.train, num_micro_batches=count),
             ),
         )
 
 
-def _meshes(num_devices: int) -> Iterator[tuple[int, int, int]]:
-    """(data, fsdp, model) in powers of two."""
-    tensor = 1
-    while tensor <= MOST_TENSOR and num_devices % tensor == 0:
-        rest = num_devices // tensor
-        data = 1
-        while rest % data == 0 and data <= rest:
-            yield data, rest // data, tensor
-            data *= 2
-        tensor *= 2
+def _meshes(config: RunConfig, num_devices: int) -> Iterator[dict[str, Any]]:
+    """Powers of two along data, fsdp, model and, where there are any, experts; others as they are."""
+    now = config.mesh
+    kept = now.slice * now.pipeline * max(now.context, 1)
+    powers = lambda most: [2**i for i in range(most.bit_length())]
+    experts = (
+        powers(min(config.model.num_experts, MOST_EXPERT)) if config.model.num_experts else [1]
+    )
+    if num_devices % kept or now.context < 1:
+        return
+    for tensor, expert, data in itertools.product(
+        powers(MOST_TENSOR), experts, powers(num_devices)
+    ):
+        used = kept * tensor * expert * data
+        if num_devices % used == 0:
+            fsdp = num_devices // used
+            yield {"data": data, "fsdp": fsdp, "expert": expert, "model": tensor}
 
 
 def search(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the compiler is told beside the program, by device: nothing that changes a result.
 
-Weights are gathered beside the products of the layer before, instead of in between (docs/plan.md has
-the effect).  On v6e the compiler turns every reduce-scatter of gradients into an all-reduce and a
-slice, twice the traffic and not beside the products, unless the SparseCores do it
-(docs/parallelism.md, "Gradients").
+Weights are gathered beside the products of the layer before, instead of in between; by default
+they may come by all-reduces of arrays that are zero elsewhere, twice the bytes (docs/plan.md has
+the effect).  Gradients that are summed by all-reduces are summed beside the products, too.  On v6e
+the compiler turns every reduce-scatter of gradients into an all-reduce and a slice, twice the
+traffic and not beside the products, unless the SparseCores do it (docs/parallelism.md, "Gradients").
 """
 
 from jax.sharding import Mesh
@@ -21,6 +22,10 @@ GATHER: Options = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
+SUM: Options = {
+    "xla_enable_async_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+}
 SCATTER: Options = {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"}
 WITH_SPARSE_CORES = ("TPU v6 lite", "TPU v6e")  # kinds of devices
 
@@ -32,4 +37,6 @@ def compiler_options(mesh: Mesh) -> Options | None:
         return None
     (axes,) = spec(("embed",))
     is_split = any(mesh.shape[axis] > 1 for axis in axes)  # parameters, and so their gradients
-    return GATHER | SCATTER if is_split and device.device_kind in WITH_SPARSE_CORES else GATHER
+    if is_split and device.device_kind in WITH_SPARSE_CORES:
+        return GATHER | SCATTER
+    return GATHER | SUM

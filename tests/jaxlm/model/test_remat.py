@@ -13,8 +13,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxlm.loss import batch_loss
 from jaxlm.model.config import ModelConfig, RematPolicy
 from jaxlm.model.transformer import Model
-from jaxlm.sharding.mesh import AXES
-from jaxlm.sharding.rules import RULES
+from jaxlm.sharding.config import AXES, MeshConfig
+from jaxlm.sharding.rules import rules_of
 
 CONFIG = ModelConfig(
     vocab_size=256, num_layers=2, embed_dim=128, num_heads=2, ffn_dim=384, tied_embeddings=False,
@@ -33,7 +33,7 @@ def gradient(remat: RematPolicy) -> str:
     params = jax.eval_shape(model.init, jax.random.key(0))
     mesh = AbstractMesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES), abstract_device=TPU)
     loss = lambda params, batch: batch_loss(model, params, batch).loss
-    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules_of(MeshConfig())):
         return str(jax.make_jaxpr(jax.grad(loss))(params, batch))
 
 

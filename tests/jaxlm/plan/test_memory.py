@@ -18,8 +18,8 @@ from jaxlm.model.transformer import Model
 from jaxlm.plan.analytic import stored_per_token
 from jaxlm.plan.answer import make_plan
 from jaxlm.plan.topology import parse_topology
-from jaxlm.sharding.mesh import AXES
-from jaxlm.sharding.rules import RULES
+from jaxlm.sharding.config import AXES, MeshConfig
+from jaxlm.sharding.rules import rules_of
 
 CONFIG = ModelConfig(
     vocab_size=256, num_layers=8, embed_dim=256, num_heads=4, num_kv_heads=2, ffn_dim=768,
@@ -37,7 +37,7 @@ def stored(config: ModelConfig) -> int:
     params = jax.eval_shape(model.init, jax.random.key(0))
     mesh = AbstractMesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES), abstract_device=TPU)
     loss = lambda params, batch: batch_loss(model, params, batch).loss
-    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules_of(MeshConfig())):
         return saved_bytes(loss, params, batch)
 
 
