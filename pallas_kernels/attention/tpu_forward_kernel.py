@@ -288,8 +288,8 @@ def _fold(
     is_summed = plan.blocks.mxu_sums and (has_peak or is_cut)
     if is_summed:  # 128 more columns cost nothing where the matrix unit is 256 wide
         v_JV = jnp.concatenate([v_JV, jnp.ones((J, LANES), v_JV.dtype)], axis=1)
-    both_QV = product(weights_QJ, v_JV)
-    acc_QV, rounded_QL = acc_QV + both_QV[:, :V], both_QV[:, V:]  # the whole in each lane
+    both = product(weights_QJ, v_JV)
+    acc_QV, rounded_QL = acc_QV + both[:, :V], both[:, V:]  # the whole in each lane
     if is_summed and has_peak:
         return acc_QV, total_QL + rounded_QL, peak_QL
     sum_QL = _in_lanes(p_QJ)
