@@ -83,7 +83,7 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH = apply_rope(q_BTNH, where.rope), apply_rope(k_BTKH, where.rope)
         q_BTNH = constrain(q_BTNH, ("batch", "seq", "heads", "head_dim"))
 
-        if self.is_mutable_collection("probes"):  # else nothing of it is traced
+        if self.is_mutable_collection("probes") and not self.is_initializing():
             largest = _largest_logit(q_BTNH, k_BTKH, where.segment_ids_BT)
             self.sow("probes", "logit_max", largest)
 
@@ -128,7 +128,7 @@ def _largest_logit(
     q_BTKGH = q_BTNH[:, at].reshape(B, len(at), K, N // K, H)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     logits_BKGTS = product("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
-    sees_BTS = jnp.broadcast_to(at[:, None] >= jnp.arange(T), (B, len(at), T))
+    sees_BTS = jnp.broadcast_to(at[None, :, None] >= jnp.arange(T)[None, None], (B, len(at), T))
     if segment_ids_BT is not None:
         sees_BTS &= segment_ids_BT[:, at, None] == segment_ids_BT[:, None, :]
     seen_BKGTS = jnp.where(sees_BTS[:, None, None], jnp.abs(logits_BKGTS), 0)

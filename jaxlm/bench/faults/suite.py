@@ -15,8 +15,18 @@ from typing import Any
 
 from jaxlm.bench.faults.kinds import FAULTS, HEALTHY, plant_of
 from jaxlm.bench.faults.plant import Plant
-from jaxlm.bench.faults.world import MODELS, base_config, changed, with_corpus, write_texts
-from jaxlm.config import RunConfig, identity
+from jaxlm.bench.faults.world import (
+    BASE_LR,
+    MODELS,
+    NUM_STEPS,
+    VOCAB,
+    WARMUP,
+    base_config,
+    changed,
+    with_corpus,
+    write_texts,
+)
+from jaxlm.config import RunConfig
 from jaxlm.core.canonical import content_id, to_jsonable, write_atomic
 from jaxlm.core.typed import from_dict
 
@@ -71,12 +81,11 @@ def config_of(case: Case, plant: Plant, folder: Path) -> RunConfig:
 
 
 def path_of(case: Case, folder: Path) -> Path:
-    """Of a run's telemetry; the data's folder does not matter."""
+    """Of a run's telemetry.  Other folders, and new fields of a config, do not change it."""
     plant = plant_of(case.kind, case.severity, case.seed)
-    base = identity(changed(base_config(Path(), case.seed), MODELS[plant.model] | plant.changes))
-    del base["data"]["corpora"]
-    versions = [VERSION, REVISIONS[case.kind]] if case.kind in REVISIONS else VERSION
-    key = content_id([versions, dataclasses.asdict(case), base, plant.corpus])
+    versions = VERSION, REVISIONS.get(case.kind, 1)
+    world = (NUM_STEPS, WARMUP, BASE_LR, VOCAB, MODELS[plant.model], plant.corpus, plant.changes)
+    key = content_id([versions, dataclasses.asdict(case), world])
     return folder / "runs" / f"{case.kind}-{case.severity}-{case.seed}-{key[:12]}.json.gz"
 
 

@@ -10,7 +10,17 @@ from jaxlm.model.transformer import Model
 from jaxlm.train.probes import Probe
 from jaxlm.train.setup import on_mesh
 from tests.jaxlm.train.conftest import CONFIG, changed
-from tests.jaxlm.train.test_step import run_steps
+
+
+def run_steps(trainer, batches):
+    """The state after these batches, and the metrics of every update."""
+    found = []
+    with on_mesh(trainer.mesh):
+        state = trainer.fresh_state(CONFIG)
+        for batch in batches:
+            state, metrics = trainer.step(state, batch)
+            found.append(jax.device_get(metrics))
+    return state, found
 
 
 def named(trainer, metrics):
