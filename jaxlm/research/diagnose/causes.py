@@ -81,12 +81,13 @@ CAUSES: Mapping[str, Cause] = {
         "one group's gradient explodes",
         ("divergence", "loss_spike_isolated", "loss_spike_recurring"),
     ),
+    "loss_spike_recurring": Cause(
+        "the loss jumps again and again", ("loss_spike_isolated", "divergence")
+    ),
     "divergence": Cause(
         "the loss left its course and did not come back, or stopped being finite",
-        ("gradient_explosion", "loss_spike_isolated", "loss_spike_recurring",
-         "output_logit_drift", "attention_logit_growth"),
+        ("loss_spike_isolated",),
     ),
-    "loss_spike_recurring": Cause("the loss jumps again and again", ("loss_spike_isolated",)),
     "loss_spike_isolated": Cause("the loss jumped once and took long to come back"),
     "lr_too_low": Cause("the learning rate is too low: the run has not converged"),
     "overfitting": Cause("training text is learnt by heart: validation gets worse"),

@@ -11,6 +11,7 @@ from jaxlm.research.diagnose.statistics import SPIKE_WINDOW, SPIKE_Z, onsets
 from jaxlm.research.diagnose.telemetry import Telemetry
 
 LOSS = "train/loss_nats"
+MANY = 3  # jumps that make them recurring
 LASTING = 8  # updates over which a harmless spike has long passed
 
 
@@ -34,6 +35,12 @@ def lasting(t: Telemetry, step: int) -> Evidence | None:
 
 
 def on_course_until(t: Telemetry) -> int:
-    """The last update before the loss jumps and stays up; the last of all where it never does."""
-    left: Iterator[int] = (step for step in jumps(t) if lasting(t, step))
+    """The last update before the loss jumps and stays up, or jumps for the first of many times.
+
+    The last of all where it does neither.
+    """
+    found = jumps(t)
+    if len(found) >= MANY:
+        return found[0] - 1
+    left: Iterator[int] = (step for step in found if lasting(t, step))
     return next(left, t.last_step + 1) - 1

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxlm.research.diagnose.cite import cite, finding
-from jaxlm.research.diagnose.course import LOSS, jumps, lasting, spike_at
+from jaxlm.research.diagnose.course import LOSS, MANY, jumps, lasting, spike_at
 from jaxlm.research.diagnose.findings import Finding
 from jaxlm.research.diagnose.telemetry import Telemetry
 
 TEXT = "data/unigram_nats"
-MANY = 3  # spikes that make them recurring
 
 
 def divergence(t: Telemetry) -> Iterator[Finding]:
@@ -40,9 +39,12 @@ def spikes(t: Telemetry) -> Iterator[Finding]:
         )  # fmt: skip
         return
     rest = [s for s in steps if s not in odd]
-    if len(rest) >= MANY:
+    often = cite(t, LOSS, "spikes", "above", MANY - 0.5)
+    updates = cite(t, "update/ratio_rms", "spikes", "above", MANY - 0.5)
+    once = cite(t, LOSS, "spikes", "above", 0.5)
+    if rest and not odd and (often or (updates and once)):
         yield finding(
-            "loss_spike_recurring", "warning", 0.75, [cite(t, LOSS, "spikes", "above", MANY - 0.5)],
+            "loss_spike_recurring", "warning", 0.75, [often or once, updates],
             "Train on from before the first spike with half the learning rate.", halved,
         )  # fmt: skip
         return

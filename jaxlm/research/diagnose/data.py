@@ -51,10 +51,11 @@ def unshuffled(t: Telemetry) -> Iterator[Finding]:
     """Neighbouring batches are alike in their token frequencies."""
     if t.config.data.weight_schedule or t.last_step < 40:
         return
-    alike = cite(t, "data/unigram_nats", "autocorrelation", "above", 0.12)
-    if alike:
+    tokens = cite(t, "data/unigram_nats", "autocorrelation", "above", 0.12)
+    lengths = cite(t, "data/bytes_per_token", "autocorrelation", "above", 0.12)
+    if tokens or lengths:
         yield finding(
-            "unshuffled_data", "warning", 0.75, [alike],
+            "unshuffled_data", "warning", 0.75, [tokens, lengths],
             "Train for the same updates on rows in another order.",
             {"DataConfig.seed": str(t.config.data.seed + 1)},
             [cite(t, "train/loss_nats", "autocorrelation", "below", 0.2, first=t.last_step // 2)],
