@@ -67,13 +67,11 @@ def test_update_ratio_and_lost_updates(make_trainer, random_batch):
         before = jax.device_get(state.params)
         state, metrics = trainer.step(state, random_batch(0))
     found, after = named(trainer, metrics), jax.device_get(state.params)
-    p, q = (np.float64(x["layers"]["block_0"]["mlp"]["wo"]) for x in (before, after))
     mlp = [np.float64(x) for x in jax.tree.leaves(before["layers"]["block_0"]["mlp"])]
     done = [np.float64(x) for x in jax.tree.leaves(after["layers"]["block_0"]["mlp"])]
     norm = lambda xs: np.sqrt(sum(np.sum(x * x) for x in xs))
     moved = norm([b - a for a, b in zip(mlp, done, strict=True)]) / norm(mlp)
     np.testing.assert_allclose(found["update/ratio_rms@mlp"], moved, rtol=1e-3)
-    assert p.shape == q.shape
     assert found["param/bf16_frac"] < 0.01
 
 
@@ -89,7 +87,7 @@ def test_parameters_held_in_bfloat16_show(make_trainer, random_batch):
 def test_the_largest_logit_is_that_of_the_definition(random_batch):
     model = Model(CONFIG.model)
     params, batch = model.init(jax.random.key(1)), random_batch(3, rows=2)
-    inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
+    inputs = [jnp.asarray(batch[name]) for name in ("tokens", "positions", "segment_ids")]
     found = model.largest_attention_logits(params, *inputs)
     twice = jax.tree.map(lambda p: p, params)
     block = dict(twice["layers"]["block_0"])
