@@ -57,7 +57,7 @@ def assert_same(found, expected, rtol):
 
 
 def layouts() -> list[Any]:
-    quick = {("expert_fsdp", 2), ("expert_model", 1)}
+    quick = {("expert_fsdp", 2)}  # test_strategies.py has more, among them the width split
     return [
         pytest.param(mesh, parts, marks=[] if (mesh, parts) in quick else [pytest.mark.slow])
         for mesh in MESHES
@@ -110,11 +110,14 @@ def test_no_optimizer_touches_the_biases(make_trainer, random_batch, optimizer):
 BALANCES = {  # model, peak learning rate, mean load of the busiest expert at the end
     "bias": ({"router_bias_rate": 0.02}, 1e-4, (1.0, 2.3)),
     "loss": ({"router_balance_loss": 30.0}, 1e-3, (1.0, 2.3)),
-    "nothing": ({}, 1e-3, (3.5, 4.0)),
 }
+NO_BALANCE = pytest.param({}, 1e-3, (3.5, 4.0), id="nothing", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("balance", "peak_lr", "bounds"), BALANCES.values(), ids=BALANCES)
+@pytest.mark.parametrize(
+    ("balance", "peak_lr", "bounds"),
+    [*(pytest.param(*case, id=name) for name, case in BALANCES.items()), NO_BALANCE],
+)
 def test_bias_or_loss_brings_a_lopsided_router_into_balance(
     make_trainer, random_batch, balance, peak_lr, bounds
 ):
