@@ -27,13 +27,14 @@ SUM: Options = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
 }
 SCATTER: Options = {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"}
+BY_DEFAULT = ("TPU7x",)  # there all gathers and scatters are asynchronous without being asked for
 WITH_SPARSE_CORES = ("TPU v6 lite", "TPU v6e")  # kinds of devices
 
 
 def compiler_options(mesh: Mesh) -> Options | None:
     """For jax.jit, on more than one TPU chip; None elsewhere."""
     device = mesh.devices.flat[0]
-    if mesh.size == 1 or device.platform != "tpu":
+    if mesh.size == 1 or device.platform != "tpu" or device.device_kind in BY_DEFAULT:
         return None
     (axes,) = spec(("embed",))
     is_split = any(mesh.shape[axis] > 1 for axis in axes)  # parameters, and so their gradients
