@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def on(**sizes: object) -> tuple[str, ...]:
     sizes = {"data": 1} | sizes
-    return tuple(f"MeshConfig.{axis} = {size!r}" for axis, size in sizes.items())
+    sets = [f"MeshConfig.{axis} = {size!r}" for axis, size in sizes.items()]
+    return *sets, "TrainConfig.sample_prompts = ()"
 
 
 LEGS = [  # devices of a process, processes, mesh; four devices in all
