@@ -285,17 +285,23 @@ def _fold(
     product = functools.partial(
         jnp.dot, precision=plan.precision, preferred_element_type=jnp.float32
     )
-    is_summed = plan.blocks.mxu_sums and (has_peak or is_cut)
-    if is_summed:  # 128 more columns cost nothing where the matrix unit is 256 wide
-        v_JV = jnp.concatenate([v_JV, jnp.ones((J, LANES), v_JV.dtype)], axis=1)
-    both = product(weights_QJ, v_JV)
-    acc_QV, rounded_QL = acc_QV + both[:, :V], both[:, V:]  # the whole in each lane
-    if is_summed and has_peak:
-        return acc_QV, total_QL + rounded_QL, peak_QL
+    rounded_QL = None
+    if plan.blocks.mxu_sums and (has_peak or is_cut):
+        # 128 more columns cost nothing where the matrix unit is 256 wide
+        ones_JL = jnp.ones((J, LANES), v_JV.dtype)
+        both = product(weights_QJ, jnp.concatenate([v_JV, ones_JL], axis=1))
+        acc_QV, rounded_QL = acc_QV + both[:, :V], both[:, V:]  # the whole in each lane
+        if has_peak:
+            return acc_QV, total_QL + rounded_QL, peak_QL
+    else:
+        acc_QV += product(weights_QJ, v_JV)
     sum_QL = _in_lanes(p_QJ)
     if is_cut and not has_peak and weights_QJ.dtype != p_QJ.dtype:
-        rounded = rounded_QL / LANES if is_summed else _in_lanes(weights_QJ.astype(jnp.float32))
-        peak_QL += rounded - sum_QL
+        if rounded_QL is None:
+            rounded_QL = _in_lanes(weights_QJ.astype(jnp.float32))
+        else:
+            rounded_QL /= LANES
+        peak_QL += rounded_QL - sum_QL
     return acc_QV, total_QL + sum_QL, peak_QL
 
 
