@@ -3,6 +3,8 @@
 
 The host reads the metrics of update n after it has dispatched update n + 1, so the device never
 waits for the host.
+
+Legend: V vocabulary
 """
 
 import contextlib

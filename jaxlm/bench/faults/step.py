@@ -4,7 +4,7 @@
 The knobs are runtime inputs beside the optimizer's scalars: at their neutral values the step
 computes what the product's computes.
 
-Legend: L layers
+Legend: L layers  V vocabulary
 """
 
 import dataclasses

@@ -43,11 +43,7 @@ def healthy_rows() -> list[dict]:
             "perf/data_wait_s": 0.0002, "perf/compiles": 3.0, "perf/host_memory_bytes": 7e8,
         }  # fmt: skip
         if step % 5 == 1:
-            for i, part in enumerate(PARTS):
-                row[f"grad/norm_l2@{part}"] = 0.2 + 0.02 * rng.standard_normal()
-                row[f"update/ratio_rms@{part}"] = (0.01 + 0.001 * i) * scale + 1e-6
-            row |= {f"attention/logit_max@layer_{i}": 4.0 + step / 40 for i in range(3)}
-            row |= {"param/bf16_frac": 0.0, "update/below_bf16_frac": 0.4}
+            row |= _probes(step, scale, rng)
         rows.append(row)
         if step % 20 == 0:
             rows.append({
@@ -55,6 +51,14 @@ def healthy_rows() -> list[dict]:
                 "eval/bytes": 2000.0, "eval/bpb": (loss + 0.02) / (2 * math.log(2)),
             })  # fmt: skip
     return rows
+
+
+def _probes(step: int, scale: float, rng: np.random.Generator) -> dict:
+    row: dict = {"param/bf16_frac": 0.0, "update/below_bf16_frac": 0.4}
+    for i, part in enumerate(PARTS):
+        row[f"grad/norm_l2@{part}"] = 0.2 + 0.02 * rng.standard_normal()
+        row[f"update/ratio_rms@{part}"] = (0.01 + 0.001 * i) * scale + 1e-6
+    return row | {f"attention/logit_max@layer_{i}": 4.0 + step / 40 for i in range(3)}
 
 
 @pytest.fixture
