@@ -90,7 +90,8 @@ class Probe:
         layers_L = jnp.zeros(c.num_layers)
         kinds: dict[str, jax.Array] = {}
         for leaf, (layer, kind, axes) in zip(jax.tree.leaves(tree), self._leaves(), strict=True):
-            squares = jnp.sum(jnp.square(leaf), axis=own_dims(axes))
+            within = tuple(dim for dim, name in enumerate(axes) if name != "layers")  # all experts
+            squares = jnp.sum(jnp.square(leaf), axis=within)
             if layer is not None:
                 layers_L = layers_L.at[layer : layer + len(squares) * period : period].add(squares)
             kinds[kind] = kinds.get(kind, jnp.float32(0)) + jnp.sum(squares)
