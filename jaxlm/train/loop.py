@@ -168,8 +168,8 @@ class Run:
     def _batch_probe(self) -> BatchProbe:
         sources = [self.valid_source.valid_batches(c.name) for c in self.config.data.corpora]
         valid = itertools.chain.from_iterable(zip(*sources, strict=False))
-        bytes_V = self.tokenizer.bytes_per_token_V
-        return BatchProbe(valid, bytes_V, self.config.data.seq_len)
+        bytes_per_token = self.tokenizer.bytes_per_token_V
+        return BatchProbe(valid, bytes_per_token, self.config.data.seq_len)
 
     def report(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
         """Raises NonFiniteError when the update was refused."""

@@ -42,7 +42,7 @@ def leaked(share: float) -> Change:
     """A share of the rows is validation text."""
 
     def change(scene: Scene, step: int, batch: Batch) -> Batch:
-        valid = scene.valid[int(scene.rng.integers(len(scene.valid) - 1))]
+        valid = scene.valid[int(scene.rng.integers(max(1, len(scene.valid) - 1)))]
         return _mixed(scene, batch, valid, share)
 
     return change
