@@ -40,14 +40,15 @@ def test_sums_agree_with_numpy(shape, scale):
     sums = cross_entropy(*case, z_loss=0.5)
     nats, squares, *_ = expected = expected_sums(*case)
     expected = (*expected, nats + 0.5 * squares)
-    np.testing.assert_allclose(sums, expected, rtol=3e-6, atol=1e-6)
+    np.testing.assert_allclose(sums[:5], expected, rtol=3e-6, atol=1e-6)
+    assert sums.routing is None
 
 
 def test_sums_of_parts_add_up_to_those_of_the_batch():
     case = random_case(4, 7, 13)
     parts = [cross_entropy(*(x[m::2] for x in case)) for m in range(2)]
     total = jax.tree.map(jnp.add, *parts)
-    np.testing.assert_allclose(total, cross_entropy(*case), rtol=1e-6)
+    np.testing.assert_allclose(total[:5], cross_entropy(*case)[:5], rtol=1e-6)
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():

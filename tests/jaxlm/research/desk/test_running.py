@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a proposal to an adopted change, on runs whose truth is known."""
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_the_kill_switch_ends_what_goes_on(
         time.sleep(30)
 
     monkeypatch.setattr(runner, "train_and_judge", slow)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
     start = time.monotonic()
     with pytest.raises(RunError, match="halted by the kill switch"):
         run_draft(desk, draft, means(desk))
