@@ -5,12 +5,12 @@ Legend: R rows, sorted by group  E groups (experts)  D width of x  F width of y
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.grouped_matmul import reference, tpu, xla
+from pallas_kernels.grouped_matmul import reference, xla
 from pallas_kernels.tuning.chips import running_chip
 from pallas_kernels.tuning.grouped_matmul import CHIPS, product_blocks, weights_blocks
 
@@ -56,7 +56,7 @@ def grouped_matmul(
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _by_kernel(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, chip: str) -> jax.Array:
     (E, D, F), R, item = w_EDF.shape, len(x_RD), x_RD.dtype.itemsize
-    return tpu.product(x_RD, w_EDF, sizes_E, product_blocks(chip, R, D, F, E, item))
+    return _kernels().product(x_RD, w_EDF, sizes_E, product_blocks(chip, R, D, F, E, item))
 
 
 def _forward(x_RD, w_EDF, sizes_E, chip):
@@ -67,12 +67,20 @@ def _backward(chip, saved, dy_RF):
     x_RD, w_EDF, sizes_E = saved
     (E, D, F), R, item = w_EDF.shape, len(x_RD), x_RD.dtype.itemsize
     dx_blocks = product_blocks(chip, R, F, D, E, item, is_flipped=True)
-    dx_RD = tpu.product(dy_RF, w_EDF, sizes_E, dx_blocks, is_flipped=True)
+    dx_RD = _kernels().product(dy_RF, w_EDF, sizes_E, dx_blocks, is_flipped=True)
     dw_blocks = weights_blocks(chip, D, F, item)
-    return dx_RD, tpu.weights_gradient(x_RD, dy_RF, sizes_E, w_EDF.dtype, dw_blocks), None
+    dw_EDF = _kernels().weights_gradient(x_RD, dy_RF, sizes_E, w_EDF.dtype, dw_blocks)
+    return dx_RD, dw_EDF, None
 
 
 _by_kernel.defvjp(_forward, _backward)
+
+
+def _kernels() -> Any:
+    """The module, imported here: Pallas takes half a second to import."""
+    from pallas_kernels.grouped_matmul import tpu
+
+    return tpu
 
 
 def choose(impl: Impl, chip: str | None) -> str:
