@@ -84,7 +84,9 @@ def test_disk_full_while_a_checkpoint_is_written(
         assert list_checkpoints(CHECKPOINTS) == [6, 8]
 
 
-@pytest.mark.parametrize("room", [0, 3_000, 12_000, 40_000])
+@pytest.mark.parametrize(
+    "room", [0, 12_000, *(pytest.param(r, marks=pytest.mark.slow) for r in (3_000, 40_000))]
+)
 def test_disk_that_fills_up_during_a_save(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:

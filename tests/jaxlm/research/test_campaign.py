@@ -133,6 +133,7 @@ def test_what_is_known_is_never_trained_again(
     assert any("seeds were added after" in d for d in copy.of_kind("review")[1]["departures"])
 
 
+@pytest.mark.slow
 def test_members_of_one_program_on_two_devices_equal_runs_alone_to_rounding(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +149,7 @@ def test_members_of_one_program_on_two_devices_equal_runs_alone_to_rounding(
         assert json.loads((run.directory / "env.json").read_text())["mesh"]["members"] == 2
 
 
-@pytest.mark.parametrize("how", ["in turn", "together"])
+@pytest.mark.parametrize("how", ["in turn", pytest.param("together", marks=pytest.mark.slow)])
 def test_a_run_that_pauses_is_the_run_that_does_not(
     finished: Path, monkeypatch: pytest.MonkeyPatch, how: How
 ) -> None:

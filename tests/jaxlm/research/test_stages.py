@@ -214,6 +214,7 @@ def test_a_policy_with_a_gate_blocks_what_turns(workers: FakeWorkers) -> None:
     assert decisions(review)[0] == "discard" and review["claim"]["arm"] == "baseline"
 
 
+@pytest.mark.slow
 def test_an_interrupted_policy_ends_as_an_undisturbed_one(workers: FakeWorkers) -> None:
     interrupted_everywhere([*ALL, "--policy", "early-stop", "--budget", "20runs"])
 

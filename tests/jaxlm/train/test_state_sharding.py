@@ -58,6 +58,7 @@ def test_every_layer_is_whole_once_and_nothing_is_gathered(sizes, layers) -> Non
     assert "all-gather" not in text and "all-reduce" not in text
 
 
+@pytest.mark.slow
 def test_an_offloaded_state_rests_in_host_memory_also_after_a_restart(
     make_trainer, random_batch, tmp_path
 ) -> None:
