@@ -92,7 +92,13 @@ def by_api(case: Case, impl: api.Impl) -> dict[str, jax.Array]:
     return {"y": y_RF, "dx": dx_RD, "dw": dw_EDF}
 
 
-SLOW = ("none_takes_any", "one_row", "aligned", "two_cores", "rows_beyond")  # by the interpreter: some 5 s each
+SLOW = (
+    "none_takes_any",
+    "one_row",
+    "aligned",
+    "two_cores",
+    "rows_beyond",
+)  # by the interpreter: some 5 s each
 
 
 def runs(impl: str) -> list:
