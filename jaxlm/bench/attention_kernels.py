@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.bench.kernel_runs import Part, Runs, Work, nbytes
 from pallas_kernels.attention import tpu_backward, tpu_forward
-from pallas_kernels.attention.masks import Mask, key_block_ranges, query_block_ranges
+from pallas_kernels.attention.masks import Mask, block_ranges
 from pallas_kernels.attention.specs import MODELS, Spec
 from pallas_kernels.attention.tpu_backward_blocks import Blocks, default_blocks, fit
 from pallas_kernels.tuning.attention import ForwardBlocks, forward_blocks
@@ -54,7 +54,7 @@ def forward(s: Spec, chip: str, paths: str, blocks: ForwardBlocks | None = None)
     blocks = blocks or forward_choice(s, chip)
     ids = segment_ids(s)
     ranges = _heads(
-        query_block_ranges(mask_of(s), ids, ids, 0, 0, s.T, s.T, blocks.queries, blocks.keys), s
+        block_ranges(mask_of(s), ids, ids, 0, 0, s.T, s.T, blocks.queries, blocks.keys), s
     )
     heads, chunks = s.B * s.N, -(-s.T // blocks.chunk)
     programs = heads * (-(-s.T // blocks.queries))
@@ -106,7 +106,10 @@ def backward(s: Spec, chip: str, blocks: Blocks | None = None) -> Work:
         has_diagonal = False
     sizes = fit(blocks, s.T, s.T, s.H, s.H, s.N // s.K, has_diagonal, BF16, BF16)
     ranges = _heads(
-        key_block_ranges(mask_of(s), ids, ids, 0, 0, s.T, s.T, sizes.tile_q, sizes.block_kv), s
+        block_ranges(
+            *(mask_of(s), ids, ids, 0, 0, s.T, s.T, sizes.tile_q, sizes.block_kv), by_key=True
+        ),
+        s,
     )
     J, chunks = -(-s.T // sizes.block_kv), -(-s.T // sizes.chunk_q)
     heads = s.B * s.N

@@ -14,7 +14,7 @@ import numpy as np
 from jaxlm.bench.attention_kernels import inputs, mask_of
 from jaxlm.bench.kernel_runs import Part, Runs, Work, nbytes
 from pallas_kernels.attention import reference
-from pallas_kernels.attention.masks import query_block_ranges
+from pallas_kernels.attention.masks import block_ranges
 from pallas_kernels.attention.specs import Spec
 
 
@@ -23,7 +23,7 @@ class Pairs:
 
     def __init__(self, s: Spec, block_q: int, block_kv: int) -> None:
         ranges = np.asarray(
-            query_block_ranges(mask_of(s), None, None, 0, 0, s.T, s.T, block_q, block_kv)
+            block_ranges(mask_of(s), None, None, 0, 0, s.T, s.T, block_q, block_kv)
         )[0]
         heads = s.B * s.N
         per_row = ranges[:, 3] - ranges[:, 0]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import gpu_backward, gpu_forward
 from pallas_kernels.attention.gpu_tiles import Plan
-from pallas_kernels.attention.masks import Mask, Start, key_block_ranges, query_block_ranges
+from pallas_kernels.attention.masks import Mask, Start, block_ranges
 from pallas_kernels.tuning.attention_gpu import AttentionBlocks, Blocks, attention_blocks
 
 
@@ -127,10 +127,10 @@ def _plan(
     dtype = q_BTNH.dtype
     table = options.blocks or attention_blocks(options.chip, T, S, H, V, dtype.itemsize)
     blocks: Blocks = getattr(table, kernel)
-    block_ranges = key_block_ranges if kernel == "d_keys" else query_block_ranges
     distance_B, q_ids_BT, k_ids_BS = inputs
     ranges = block_ranges(
-        options.mask, q_ids_BT, k_ids_BS, distance_B, 0, T, S, blocks.queries, blocks.keys
+        *(options.mask, q_ids_BT, k_ids_BS, distance_B, 0, T, S, blocks.queries, blocks.keys),
+        by_key=kernel == "d_keys",
     )
     plan = Plan(
         mask=options.mask,

@@ -68,7 +68,7 @@ def per_query(
 
 
 def d_queries(plan: Plan, ranges_BI4: jax.Array, inputs: Inputs, interpret: bool) -> jax.Array:
-    """dq_BTNH in q's dtype; ranges as of masks.query_block_ranges."""
+    """dq_BTNH in q's dtype; ranges as of masks.block_ranges."""
     B, _, N, _ = inputs.q_BTNH.shape
     specs = tiles.specs(plan)
     return pl.pallas_call(
@@ -88,7 +88,7 @@ def d_queries(plan: Plan, ranges_BI4: jax.Array, inputs: Inputs, interpret: bool
 def d_keys(
     plan: Plan, ranges_BI4: jax.Array, inputs: Inputs, interpret: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """(dk_BSKH, dv_BSKV) in the dtypes of k and v; ranges as of masks.key_block_ranges."""
+    """(dk_BSKH, dv_BSKV) in the dtypes of k and v; ranges as of masks.block_ranges by key."""
     specs = tiles.specs(plan)
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     return pl.pallas_call(

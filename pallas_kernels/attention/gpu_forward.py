@@ -42,7 +42,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """(out_BTNV in q's dtype, lse_BNT in f32); a query that sees nothing gets 0 and -inf.
 
-    ranges as of masks.query_block_ranges; distance: of position 0 of q from position 0 of k.
+    ranges as of masks.block_ranges; distance: of position 0 of q from position 0 of k.
     """
     B, T, N, _ = q_BTNH.shape
     specs = tiles.specs(plan)

@@ -53,7 +53,7 @@ def tile_mask(
     return visible
 
 
-def query_block_ranges(
+def block_ranges(
     mask: Mask,
     q_ids_BT: jax.Array | None,
     k_ids_BS: jax.Array | None,
@@ -63,62 +63,39 @@ def query_block_ranges(
     num_k: int,
     block_q: int,
     block_k: int,
+    *,
+    by_key: bool = False,
 ) -> jax.Array:
     """For every block of queries (first, full_first, full_last, last) in tiles of keys: (B, I, 4).
 
     Tiles [first, last) have to be visited, of which [full_first, full_last) need no mask; a
     ragged last tile of keys is never full.  first <= full_first <= full_last <= last.
+    by_key: for every block of keys, in tiles of queries: (B, J, 4).  Then no tile that is ragged
+    on either side is full, for what stands behind the last query would enter the sums over queries.
     B is 1 where neither ids nor starts differ along the batch.
     """
-    needed_BIJ, full_BIJ = _tiles(
-        mask, q_ids_BT, k_ids_BS, q_start, k_start, num_q, num_k, block_q, block_k
-    )
-    is_whole_J = (jnp.arange(full_BIJ.shape[2]) + 1) * block_k <= num_k
-    return _ranges(needed_BIJ, full_BIJ & is_whole_J[None, None, :])
-
-
-def key_block_ranges(
-    mask: Mask,
-    q_ids_BT: jax.Array | None,
-    k_ids_BS: jax.Array | None,
-    q_start: Start,
-    k_start: Start,
-    num_q: int,
-    num_k: int,
-    block_q: int,
-    block_k: int,
-) -> jax.Array:
-    """The mirror of query_block_ranges: for every block of keys, in tiles of queries: (B, J, 4).
-
-    Tiles that are ragged on either side are never full: what stands behind the last query or key
-    would enter the sums over queries.
-    """
-    needed_BIJ, full_BIJ = _tiles(
-        mask, q_ids_BT, k_ids_BS, q_start, k_start, num_q, num_k, block_q, block_k
-    )
-    is_whole_I = (jnp.arange(full_BIJ.shape[1]) + 1) * block_q <= num_q
-    is_whole_J = (jnp.arange(full_BIJ.shape[2]) + 1) * block_k <= num_k
-    full_BIJ &= is_whole_I[None, :, None] & is_whole_J[None, None, :]
+    q_span, k_span = _positions(q_start, num_q, block_q), _positions(k_start, num_k, block_k)
+    needed_BIJ, full_BIJ = _by_position(mask, *q_span, *k_span)
+    if q_ids_BT is not None and k_ids_BS is not None:
+        q_ids, k_ids = _summary(q_ids_BT, block_q), _summary(k_ids_BS, block_k)
+        may_BIJ, must_BIJ = _by_id(*q_ids, *k_ids)
+        needed_BIJ, full_BIJ = needed_BIJ & may_BIJ, full_BIJ & must_BIJ
+    is_whole = lambda num, block: (jnp.arange(-(-num // block)) + 1) * block <= num
+    full_BIJ &= is_whole(num_k, block_k)[None, None, :]
+    if not by_key:
+        return _ranges(needed_BIJ, full_BIJ)
+    full_BIJ &= is_whole(num_q, block_q)[None, :, None]
     return _ranges(needed_BIJ.swapaxes(1, 2), full_BIJ.swapaxes(1, 2))
 
 
-def _tiles(
-    mask: Mask,
-    q_ids_BT: jax.Array | None,
-    k_ids_BS: jax.Array | None,
-    q_start: Start,
-    k_start: Start,
-    num_q: int,
-    num_k: int,
-    block_q: int,
-    block_k: int,
+def _by_position(
+    mask: Mask, q_low_BI: jax.Array, q_high_BI: jax.Array, k_low_BJ: jax.Array, k_high_BJ: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(needed, full), each (1 or B, I, J) and boolean."""
-    q_low, q_high = (p[:, :, None] for p in _positions(q_start, num_q, block_q))
-    k_low, k_high = (p[:, None, :] for p in _positions(k_start, num_k, block_k))
-    nearest, farthest = q_low - k_high, q_high - k_low  # the range of distances in a tile
-    needed = farthest >= nearest
-    full = needed
+    """(needed, full), each (1 or B, I, J) and boolean, from the first and last positions."""
+    # the range of distances in a tile
+    nearest = q_low_BI[:, :, None] - k_high_BJ[:, None, :]
+    farthest = q_high_BI[:, :, None] - k_low_BJ[:, None, :]
+    needed = full = farthest >= nearest
     if mask.causal:
         needed &= farthest >= 0
         full &= nearest >= 0
@@ -128,11 +105,6 @@ def _tiles(
         if not mask.causal:
             needed &= farthest > -mask.window
             full &= nearest > -mask.window
-    if q_ids_BT is not None and k_ids_BS is not None:
-        q_least, q_most, q_bits = (x[:, :, None] for x in _summary(q_ids_BT, block_q))
-        k_least, k_most, k_bits = (x[:, None, :] for x in _summary(k_ids_BS, block_k))
-        needed = needed & (q_least <= k_most) & (k_least <= q_most) & (q_bits & k_bits != 0)
-        full = full & (q_least == k_most) & (k_least == q_most)
     return needed, full
 
 
@@ -151,6 +123,14 @@ def _summary(ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Arra
     blocks = padded.reshape(B, -1, block)
     bits = jnp.left_shift(jnp.uint32(1), (blocks % 32).astype(jnp.uint32))
     return blocks.min(-1), blocks.max(-1), jnp.bitwise_or.reduce(bits, axis=-1)
+
+
+def _by_id(*q_and_k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether ids of a tile may be, and must be, equal, from the summaries of both sides."""
+    q_least, q_most, q_bits = (x[:, :, None] for x in q_and_k[:3])
+    k_least, k_most, k_bits = (x[:, None, :] for x in q_and_k[3:])
+    may = (q_least <= k_most) & (k_least <= q_most) & (q_bits & k_bits != 0)
+    return may, (q_least == k_most) & (k_least == q_most)
 
 
 def _ranges(needed_BIJ: jax.Array, full_BIJ: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.masks import Mask, Start, key_block_ranges
+from pallas_kernels.attention.masks import Mask, Start, block_ranges
 from pallas_kernels.attention.tpu_backward_blocks import (
     Blocks,
     default_blocks,
@@ -139,8 +139,8 @@ def _by_keys(
     sizes = fit(blocks, T, S, H, V, N // K, has_diagonal, k_BKSH.dtype, dq_dtype)
     T_pad, S_pad = round_up(T, sizes.chunk_q), round_up(S, sizes.block_kv)
     q_ids_BT, k_ids_BS = segment_ids or (None, None)
-    ranges_BJ4 = key_block_ranges(
-        mask, q_ids_BT, k_ids_BS, start, 0, T, S, sizes.tile_q, sizes.block_kv
+    ranges_BJ4 = block_ranges(
+        *(mask, q_ids_BT, k_ids_BS, start, 0, T, S, sizes.tile_q, sizes.block_kv), by_key=True
     )
     plan = Plan(
         **scores,

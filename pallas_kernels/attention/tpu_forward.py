@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.masks import Mask, Start, query_block_ranges
+from pallas_kernels.attention.masks import Mask, Start, block_ranges
 from pallas_kernels.attention.tpu_forward_kernel import LANES, LOG2_E, Plan, kernel
 from pallas_kernels.tuning.attention import ForwardBlocks, forward_blocks
 
@@ -78,7 +78,7 @@ def forward(
         precision=jax.lax.Precision.HIGHEST if q_BNTH.dtype == jnp.float32 else None,
     )
     q_ids_BT, k_ids_BS = segment_ids or (None, None)
-    ranges = query_block_ranges(mask, q_ids_BT, k_ids_BS, q_start, k_start, T, S, Q, J)
+    ranges = block_ranges(mask, q_ids_BT, k_ids_BS, q_start, k_start, T, S, Q, J)
     sinks = jnp.full(N, -jnp.inf) if sinks_N is None else sinks_N.astype(jnp.float32)
     scalars = (
         jnp.broadcast_to(ranges, (B, plan.num_blocks, 4)).reshape(-1),

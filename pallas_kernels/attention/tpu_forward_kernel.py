@@ -19,6 +19,7 @@ from pallas_kernels.tuning.attention import ForwardBlocks
 LANES = 128
 LOG2_E = 1.4426950408889634
 BOUNDED = 96.0  # 2^-96 .. 2^96 leave 2^30 for the sums and the values before f32 ends
+FEW_KEYS = 1024  # rounding their weights shows in a row's sum; of more of them it averages out
 LOWEST = -1e30  # where running maxima start: finite, so that hidden scores (-inf) give 0, not NaN
 
 Item = TypeVar("Item")
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
 class Refs(NamedTuple):
     """Scalars of all programs; the block's inputs and outputs; scratch that lives across chunks."""
 
-    ranges: Any  # of masks.query_block_ranges, int32 (B * blocks * 4,)
+    ranges: Any  # of masks.block_ranges, int32 (B * blocks * 4,)
     starts: Any  # position of query 0 minus that of key 0, int32 (B,)
     bounds: Any  # of the scores, in units of log 2, f32 (B * N,)
     sinks: Any  # in units of log 2, f32 (N,); -inf for none
@@ -274,6 +275,7 @@ def _fold(
     one key is exactly 1; in the place of the maximum stands what rounding has added to the sums.
     """
     J, V = v_JV.shape
+    has_few = is_cut and not has_peak and v_JV.dtype != jnp.float32 and J <= FEW_KEYS
     acc_QV, total_QL, peak_QL = state
     if has_peak:
         old_QL, peak_QL = peak_QL, jnp.maximum(peak_QL, jnp.max(scores_QJ, axis=1, keepdims=True))
@@ -286,7 +288,7 @@ def _fold(
         jnp.dot, precision=plan.precision, preferred_element_type=jnp.float32
     )
     rounded_QL = None
-    if plan.blocks.mxu_sums and (has_peak or is_cut):
+    if plan.blocks.mxu_sums and (has_peak or has_few):
         # 128 more columns cost nothing where the matrix unit is 256 wide
         ones_JL = jnp.ones((J, LANES), v_JV.dtype)
         both = product(weights_QJ, jnp.concatenate([v_JV, ones_JL], axis=1))
@@ -296,7 +298,7 @@ def _fold(
     else:
         acc_QV += product(weights_QJ, v_JV)
     sum_QL = _in_lanes(p_QJ)
-    if is_cut and not has_peak and weights_QJ.dtype != p_QJ.dtype:
+    if has_few:
         if rounded_QL is None:
             rounded_QL = _in_lanes(weights_QJ.astype(jnp.float32))
         else:

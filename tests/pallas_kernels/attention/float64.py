@@ -26,7 +26,8 @@ class Case:
     has_sinks: bool = False
     q_start: int | tuple[int, ...] = 0
     k_start: int = 0
-    spread: float = 1.0  # of queries and keys
+    spread: float = 1.0  # of queries and keys: 1 leaves the scores bounded, 20 does not
+    seed: int = 0
 
     @property
     def num_keys(self) -> int:
@@ -38,7 +39,7 @@ class Case:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """q, k, v and the cotangents d_out and d_lse; every second sink is -inf, which is none."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(self.seed)
         draw = lambda *shape: rng.normal(size=shape)
         B, T, S, N, K = self.B, self.T, self.num_keys, self.N, self.K
         return {

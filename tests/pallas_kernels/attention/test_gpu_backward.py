@@ -20,6 +20,7 @@ from pallas_kernels.attention.masks import Mask
 from pallas_kernels.tuning.attention_gpu import AttentionBlocks, Blocks
 from tests.pallas_kernels.attention.float64 import Case, expected
 from tests.reference.compare import quick, relative_error
+from tests.reference.covering import covering
 
 # f32 rounds by 2^-24 = 6e-8; scores, exponentials and two more products are some 30 dependent
 # roundings at these sizes.
@@ -149,17 +150,28 @@ def test_mutated_kernels_fail(name: str, monkeypatch: pytest.MonkeyPatch):
     assert not worst(case) < 100 * F32_BOUND
 
 
+FEATURES: dict[str, list[Any]] = {
+    "sizes": [(1, 1), (127, 127), (129, 129), (200, 300)],  # T and S
+    "window": [None, 5, 100],
+    "causal": [True, False],
+    "has_documents": [False, True],
+    "has_scores": [False, True],  # a soft-cap and sinks
+    "blocks": [TALL, WIDE],
+}
+
+
+def _brief(case: dict[str, Any]) -> str:
+    tall_or_wide = "tall" if case["blocks"] == TALL else "wide"
+    return "-".join(map(str, (*case["sizes"], *list(case.values())[1:-1], tall_or_wide)))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [TALL, WIDE], ids=["tall", "wide"])
-@pytest.mark.parametrize("has_scores", [False, True], ids=["plain", "softcap_and_sinks"])
-@pytest.mark.parametrize("has_documents", [False, True])
-@pytest.mark.parametrize("window", [None, 5, 100])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("T", "S"), [(1, 1), (127, 127), (129, 129), (200, 300)])
-def test_product_of_the_features(T, S, causal, window, has_documents, has_scores, blocks):
-    lengths = (S // 3, 1, S - S // 3 - 1) if has_documents and S > 2 else None
-    scores: dict[str, Any] = dict(softcap=3.0, has_sinks=True) if has_scores else {}
-    case = Case(
-        T=T, S=S, N=2, causal=causal, window=window, lengths=lengths, q_start=S - T, **scores
-    )
-    assert worst(case, blocks) < 2 * F32_BOUND
+@pytest.mark.parametrize("case", covering(3, FEATURES), ids=_brief)
+def test_features_together(case: dict[str, Any]):
+    """Any three of them meet in every way."""
+    (T, S), options = case["sizes"], {"window": case["window"], "causal": case["causal"]}
+    if case["has_documents"] and S > 2:
+        options["lengths"] = (S // 3, 1, S - S // 3 - 1)
+    if case["has_scores"]:
+        options |= {"softcap": 3.0, "has_sinks": True}
+    assert worst(Case(T=T, S=S, N=2, q_start=S - T, **options), case["blocks"]) < 2 * F32_BOUND

@@ -19,6 +19,7 @@ from pallas_kernels.attention.masks import Mask
 from pallas_kernels.tuning.attention_gpu import AttentionBlocks, Blocks
 from tests.pallas_kernels.attention.float64 import Case, expected
 from tests.reference.compare import quick, relative_error
+from tests.reference.covering import covering
 
 # f32 rounds by 2^-24 = 6e-8; scores, exponentials and a sum of some hundred terms are some 30
 # dependent roundings at these sizes.
@@ -115,18 +116,32 @@ def test_a_tail_of_keys_that_is_seen_fails(monkeypatch: pytest.MonkeyPatch):
         check(Case(T=20, S=40, causal=False))
 
 
+FEATURES: dict[str, list[Any]] = {
+    "sizes": [(1, 1), (127, 127), (129, 129), (200, 300)],  # T and S
+    "window": [None, 5, 100],
+    "causal": [True, False],
+    "has_documents": [False, True],
+    "softcap": [None, 3.0],
+    "has_sinks": [False, True],
+    "blocks": [TALL, WIDE],
+}
+
+
+def _brief(case: dict[str, Any]) -> str:
+    tall_or_wide = "tall" if case["blocks"] == TALL else "wide"
+    return "-".join(map(str, (*case["sizes"], *list(case.values())[1:-1], tall_or_wide)))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [TALL, WIDE], ids=["tall", "wide"])
-@pytest.mark.parametrize("has_sinks", [False, True])
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("has_documents", [False, True])
-@pytest.mark.parametrize("window", [None, 5, 100])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("T", "S"), [(1, 1), (127, 127), (129, 129), (200, 300)])
-def test_product_of_the_features(T, S, causal, window, has_documents, softcap, has_sinks, blocks):
-    lengths = (S // 3, 1, S - S // 3 - 1) if has_documents and S > 2 else None
-    options = dict(causal=causal, window=window, softcap=softcap, has_sinks=has_sinks)
-    check(Case(T=T, S=S, N=2, q_start=S - T, lengths=lengths, **options), blocks)
+@pytest.mark.parametrize("case", covering(3, FEATURES), ids=_brief)
+def test_features_together(case: dict[str, Any]):
+    """Any three of them meet in every way."""
+    (T, S), options = (
+        case["sizes"],
+        {n: case[n] for n in ("window", "causal", "softcap", "has_sinks")},
+    )
+    lengths = (S // 3, 1, S - S // 3 - 1) if case["has_documents"] and S > 2 else None
+    check(Case(T=T, S=S, N=2, q_start=S - T, lengths=lengths, **options), case["blocks"])
 
 
 def test_all_tiles_of_the_table_are_powers_of_two():

@@ -10,12 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention.masks import (
-    Mask,
-    key_block_ranges,
-    query_block_ranges,
-    tile_mask,
-)
+from pallas_kernels.attention.masks import Mask, block_ranges, tile_mask
 
 MASKS = [Mask(c, w) for c, w in itertools.product([True, False], [None, 1, 3, 9, 30])]
 
@@ -53,7 +48,7 @@ def test_all_needed_tiles_are_visited_and_full_ones_hide_nothing(mask, kind):
     starts = rng.integers(-10, 20, (2, B)).astype(np.int32)
     ids = draw_ids(rng, kind, B, T, S)
     args = (mask, *(ids or (None, None)), *starts, T, S, block_q, block_k)
-    by_query, by_key = np.asarray(query_block_ranges(*args)), np.asarray(key_block_ranges(*args))
+    by_query, by_key = (np.asarray(block_ranges(*args, by_key=by_key)) for by_key in (False, True))
     for i, j, pairs in tiles(every_pair(mask, ids, starts, T, S), block_q, block_k):
         is_ragged_k, is_ragged_q = (j + 1) * block_k > S, (i + 1) * block_q > T
         for b in range(B):
@@ -69,7 +64,7 @@ def test_all_needed_tiles_are_visited_and_full_ones_hide_nothing(mask, kind):
 def test_ranges_are_tight_for_documents_one_after_the_other():
     """Documents of 5, 1, 6 and 4 and padding whose id returns to 0; blocks of 4 x 4."""
     ids = jnp.asarray(np.repeat([[1, 2, 3, 4, 0]], [5, 1, 6, 4, 4], axis=1), jnp.int32)
-    ranges = query_block_ranges(Mask(causal=True), ids, ids, 0, 0, 20, 20, 4, 4)
+    ranges = block_ranges(Mask(causal=True), ids, ids, 0, 0, 20, 20, 4, 4)
     assert ranges[0].tolist() == [
         [0, 1, 1, 1],
         [0, 2, 2, 2],
@@ -77,14 +72,14 @@ def test_ranges_are_tight_for_documents_one_after_the_other():
         [3, 4, 4, 4],
         [4, 5, 5, 5],
     ]
-    full = query_block_ranges(Mask(causal=False), ids, ids, 0, 0, 20, 20, 4, 4)
+    full = block_ranges(Mask(causal=False), ids, ids, 0, 0, 20, 20, 4, 4)
     assert full[0, 4].tolist() == [4, 4, 5, 5]
 
 
 def test_causal_self_attention_visits_the_triangle():
-    ranges = query_block_ranges(Mask(causal=True), None, None, 0, 0, 12, 12, 4, 2)
+    ranges = block_ranges(Mask(causal=True), None, None, 0, 0, 12, 12, 4, 2)
     assert ranges.tolist() == [[[0, 2, 2, 2], [0, 0, 2, 4], [0, 0, 4, 6]]]
-    mirrored = key_block_ranges(Mask(causal=True), None, None, 0, 0, 12, 12, 2, 4)
+    mirrored = block_ranges(Mask(causal=True), None, None, 0, 0, 12, 12, 2, 4, by_key=True)
     assert mirrored.tolist() == [[[0, 2, 6, 6], [2, 4, 6, 6], [4, 6, 6, 6]]]
 
 

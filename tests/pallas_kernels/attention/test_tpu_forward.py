@@ -22,6 +22,8 @@ from pallas_kernels.attention import reference, tpu_forward, tpu_forward_kernel
 from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.tpu_forward import forward
 from pallas_kernels.tuning.attention import ForwardBlocks, forward_blocks
+from tests.pallas_kernels.attention import float64
+from tests.pallas_kernels.attention.float64 import expected
 from tests.reference.compare import quick, relative_error
 from tests.reference.covering import covering
 
@@ -39,82 +41,23 @@ PARTS = dataclasses.replace(SMALL, parts=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    B: int = 1
-    T: int = 300
-    S: int | None = None  # None: as T
-    N: int = 1
-    K: int = 1
-    H: int = 16
-    V: int = 16
-    causal: bool = True
-    window: int | None = None
-    lengths: tuple[int, ...] | None = None  # of documents packed into each row
-    softcap: float | None = None
-    has_sinks: bool = False
-    q_start: int | tuple[int, ...] = 0
-    k_start: int = 0
-    spread: float = 1.0  # of queries and keys: 1 leaves the scores bounded, 20 does not
+class Case(float64.Case):
     blocks: ForwardBlocks = TINY
     paths: str = "online"
-    seed: int = 0
-
-    @property
-    def num_keys(self) -> int:
-        return self.T if self.S is None else self.S
-
-    def arrays(self) -> list[np.ndarray]:
-        rng = np.random.default_rng(self.seed)
-        draw = lambda *shape: rng.normal(size=shape)
-        q = self.spread * draw(self.B, self.N, self.T, self.H)
-        k = self.spread * draw(self.B, self.K, self.num_keys, self.H)
-        return [q, k, draw(self.B, self.K, self.num_keys, self.V), draw(self.N)]
-
-    def ids(self) -> tuple[np.ndarray, np.ndarray] | None:
-        if self.lengths is None:
-            return None
-        ids_S = np.repeat(np.arange(len(self.lengths), dtype=np.int32), self.lengths)
-        ids_BS = np.stack([np.roll(ids_S, 7 * b) for b in range(self.B)])
-        return ids_BS[:, -self.T :], ids_BS
-
-    def visible(self) -> np.ndarray:
-        """(B, T, S) by the definition."""
-        start_B11 = np.broadcast_to(self.q_start, self.B)[:, None, None] - self.k_start
-        distance = start_B11 + np.arange(self.T)[:, None] - np.arange(self.num_keys)[None, :]
-        visible = distance >= 0 if self.causal else np.ones_like(distance, bool)
-        if self.window is not None:
-            visible = visible & (np.abs(distance) < self.window)
-        ids = self.ids()
-        return visible if ids is None else visible & (ids[0][:, :, None] == ids[1][:, None, :])
 
 
-def expected(case: Case, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(out, lse) in float64."""
-    q, k, v, sinks = (np.asarray(x, np.float64) for x in arrays)
-    k, v = (np.repeat(x, case.N // case.K, axis=1) for x in (k, v))
-    scores = case.H**-0.5 * np.einsum("bnth,bnsh->bnts", q, k)
-    if case.softcap is not None:
-        scores = case.softcap * np.tanh(scores / case.softcap)
-    scores = np.where(case.visible()[:, None], scores, -np.inf)
-    sink = sinks[None, :, None, None] if case.has_sinks else -np.inf
-    peak = np.maximum(np.max(scores, axis=-1, keepdims=True), sink)
-    peak = np.where(peak == -np.inf, 0.0, peak)
-    weights = np.exp(scores - peak)
-    total = np.sum(weights, axis=-1, keepdims=True) + np.exp(sink - peak)
-    with np.errstate(divide="ignore"):
-        lse = np.log(total) + peak
-    out = np.einsum("bnts,bnsh->bnth", weights / np.where(total == 0, 1, total), v)
-    return out, lse[..., 0]
-
-
-def run(case: Case, arrays: list[Any], logit_bound: float | None = None) -> list[np.ndarray]:
+def run(
+    case: Case, x: dict[str, Any], logit_bound: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(out (B, T, N, V), lse (B, N, T))."""
     start = case.q_start if isinstance(case.q_start, int) else jnp.asarray(case.q_start)
 
     def f(q, k, v, sinks):
-        return forward(
-            *(q, k, v, sinks if case.has_sinks else None),
+        out, lse = forward(
+            *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)),
+            sinks if case.has_sinks else None,
             mask=Mask(case.causal, case.window),
-            scale=case.H**-0.5,
+            scale=case.scale,
             softcap=case.softcap,
             segment_ids=case.ids(),
             q_start=start,
@@ -125,17 +68,25 @@ def run(case: Case, arrays: list[Any], logit_bound: float | None = None) -> list
             blocks=case.blocks,
             paths=case.paths,
         )
+        return jnp.swapaxes(out, 1, 2), lse
 
-    return [np.asarray(x, np.float64) for x in quick(f)(*arrays)]
+    out, lse = quick(f)(*(x[name] for name in ("q", "k", "v", "sinks")))
+    return np.asarray(out, np.float64), np.asarray(lse, np.float64)
+
+
+def rounded(case: Case, dtype: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Arrays in a dtype, and what comes of them in float64."""
+    x = {name: jnp.asarray(array, dtype) for name, array in case.arrays().items()}
+    return x, expected(case, {name: np.asarray(array, np.float64) for name, array in x.items()})
 
 
 def check(case: Case, bound: float = F32_BOUND) -> None:
-    arrays = [x.astype(np.float32) for x in case.arrays()]
-    (out, lse), (want_out, want_lse) = run(case, arrays), expected(case, arrays)
-    is_seen = np.isfinite(want_lse)
-    assert not out[~is_seen].any() and (lse[~is_seen] == -np.inf).all()
-    assert relative_error(out, want_out) < bound
-    lse_error = np.abs(lse[is_seen] - want_lse[is_seen])
+    x, want = rounded(case, jnp.float32)
+    out, lse = run(case, x)
+    is_seen = np.isfinite(want["lse"])
+    assert not np.swapaxes(out, 1, 2)[~is_seen].any() and (lse[~is_seen] == -np.inf).all()
+    assert relative_error(out, want["out"]) < bound
+    lse_error = np.abs(lse[is_seen] - want["lse"][is_seen])
     assert np.max(lse_error, initial=0.0) < bound * case.spread**2
 
 
@@ -177,25 +128,23 @@ def test_the_error_in_bfloat16_is_no_larger_than_that_of_xla(seed, blocks, paths
     lse has f32's accuracy, but for sums by the matrix unit, which are of rounded probabilities.
     """
     case = Case(T=256, H=128, V=128, blocks=blocks, paths=paths, seed=seed)
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in case.arrays()]
-    out, lse = run(case, arrays)
-    want_out, want_lse = expected(case, arrays)
-    error = relative_error(out, want_out)
+    x, want = rounded(case, jnp.bfloat16)
+    out, lse = run(case, x)
+    error = relative_error(out, want["out"])
     assert error < 2.0**-8
-    by_xla = quick(functools.partial(reference.attention, scale=case.H**-0.5))
-    same = by_xla(*(jnp.swapaxes(x, 1, 2) for x in arrays[:3]))
-    assert error <= relative_error(jnp.swapaxes(same, 1, 2), want_out)
+    by_xla = quick(functools.partial(reference.attention, scale=case.scale))
+    assert error <= relative_error(by_xla(x["q"], x["k"], x["v"]), want["out"])
     is_rounded = blocks.mxu_sums and paths == "online"
-    assert np.max(np.abs(lse - want_lse)) < (2.0**-8 if is_rounded else 2e-5)
+    assert np.max(np.abs(lse - want["lse"])) < (2.0**-8 if is_rounded else 2e-5)
 
 
 @pytest.mark.parametrize("logit_bound", [0.0, 1000.0])
 def test_the_bound_of_the_caller_chooses_the_path(logit_bound):
     """A bound that is wrong must overflow where the maximum would not: the guard is obeyed."""
     case = Case(T=128, spread=20.0, paths="both")
-    arrays = [x.astype(np.float32) for x in case.arrays()]
-    out, _ = run(case, arrays, logit_bound)
-    error = np.nan_to_num(np.abs(out - expected(case, arrays)[0]).max(), nan=np.inf)
+    x, want = rounded(case, jnp.float32)
+    out, _ = run(case, x, logit_bound)
+    error = np.nan_to_num(np.abs(out - want["out"]).max(), nan=np.inf)
     assert (error > 1.0) == (logit_bound == 0.0)
 
 
@@ -233,8 +182,8 @@ def test_mutated_kernels_fail(name, monkeypatch):
 
 def test_a_tail_of_keys_that_is_seen_fails(monkeypatch):
     plan = tpu_forward.Plan
-    rounded = lambda **fields: plan(**fields | {"num_keys": -(-fields["num_keys"] // 128) * 128})
-    monkeypatch.setattr(tpu_forward, "Plan", rounded)
+    seen = lambda **fields: plan(**fields | {"num_keys": -(-fields["num_keys"] // 128) * 128})
+    monkeypatch.setattr(tpu_forward, "Plan", seen)
     with pytest.raises(AssertionError):
         check(Case(T=100, S=200, causal=False))
 
