@@ -70,8 +70,7 @@ permuted.defvjp(
 )
 
 
-def collect(y_AD: jax.Array, weight_RK: jax.Array, plan: Plan) -> jax.Array:
-    """(R, D) in y's dtype: the weighted sum of every token's experts, in f32."""
-    R, K = weight_RK.shape
-    y_RKD = permuted(y_AD, plan.place_A, plan.order_A).reshape(R, K, -1)
-    return jnp.sum(weight_RK[..., None] * y_RKD.astype(jnp.float32), axis=1).astype(y_AD.dtype)
+def collect(y_AD: jax.Array, plan: Plan, num_chosen: int) -> jax.Array:
+    """(R, D) in y's dtype: every token's rows, summed in f32."""
+    y_RKD = permuted(y_AD, plan.place_A, plan.order_A).reshape(-1, num_chosen, y_AD.shape[-1])
+    return jnp.sum(y_RKD, axis=1, dtype=jnp.float32).astype(y_AD.dtype)

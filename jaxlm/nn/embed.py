@@ -4,12 +4,15 @@
 Legend: B batch  T positions  D model width  V vocabulary
 """
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxlm.nn import init
-from jaxlm.sharding.rules import constrain
+from jaxlm.sharding.rules import constrain, num_parts, spec
 
 
 class Embed(nn.Module):
@@ -27,10 +30,37 @@ class Embed(nn.Module):
         )
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        # gathered over fsdp before the look-up: the partitioner would replicate its result instead
-        table_VD = constrain(self.table_VD, ("vocab", None))
-        # rounded after the look-up: the gradient of a frequent token is then a sum in f32
-        return jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
+        return _rows(self.table_VD, tokens_BT, self.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(table_VD: jax.Array, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The tokens' rows, rounded.  Its gradient is a sum in f32, however often a token comes.
+
+    A split table is rounded and gathered before the look-up: half the bytes, and the partitioner
+    would replicate the result of the look-up instead.
+    """
+    if num_parts(*spec(("vocab", "embed"))[1]) > 1:
+        table_VD = constrain(table_VD.astype(dtype), ("vocab", None))
+    return _look_up(tokens_BT, table_VD).astype(dtype)
+
+
+def _look_up(tokens_BT: jax.Array, table_VD: jax.Array) -> jax.Array:
+    return jnp.take(table_VD, tokens_BT, axis=0)
+
+
+def _rows_fwd(table_VD: jax.Array, tokens_BT: jax.Array, dtype: jnp.dtype) -> tuple[Any, Any]:
+    return _rows(table_VD, tokens_BT, dtype), (table_VD, tokens_BT)
+
+
+def _rows_bwd(dtype: jnp.dtype, residuals: Any, dy_BTD: jax.Array) -> tuple[jax.Array, None]:
+    table_VD, tokens_BT = residuals
+    transposed = jax.linear_transpose(partial(_look_up, tokens_BT), table_VD)
+    (d_VD,) = transposed(dy_BTD.astype(table_VD.dtype))
+    return constrain(d_VD, ("vocab", "embed")), None
+
+
+_rows.defvjp(_rows_fwd, _rows_bwd)
 
 
 class Output(nn.Module):

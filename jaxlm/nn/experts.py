@@ -6,7 +6,10 @@
     send:    each row to the device of its expert (nn/exchange.py)
     experts: three products of groups of rows (pallas_kernels/grouped_matmul)
     back:    each row to the device of its token
-    collect: the weighted sum of every token's rows
+    collect: the sum of every token's rows
+
+A row gets its weight where the weight is: before the last product if rows stay, so that the weight's
+gradient needs no result of an expert and remat computes none again, else when it is back.
 
 Legend: B batch  T positions  R = B*T tokens  K experts of a token  A = R*K assignments
         Q rows that a device may get  D model width  E experts  F expert width
@@ -117,16 +120,18 @@ def _local(
     if counted_BT is not None:
         expert_BTK = jnp.where(counted_BT[..., None], expert_BTK, E)
     plan = make_plan(expert_BTK.reshape(B * T, K), E)
+    weight_A = permuted(choice.weight_BTK.reshape(-1), plan.order_A, plan.place_A)
     x_AD = spread(x_BTD.reshape(B * T, D), plan, K)
     if split.experts:
         (axis,) = split.experts
         route = make_route(plan.sizes_E, len(x_AD), axis)
         x_QD = permuted(send(x_AD, route, axis), route.order_Q, route.place_Q)
-        y_QD = _experts(x_QD, weights, route.sizes_G, rules, split)
+        y_QD = _experts(x_QD, None, weights, route.sizes_G, rules, split)
         y_AD = send_back(permuted(y_QD, route.place_Q, route.order_Q), route, axis)
+        y_AD = _weighted(y_AD, weight_A)
     else:
-        y_AD = _experts(x_AD, weights, plan.sizes_E, rules, split)
-    y_RD = collect(y_AD, choice.weight_BTK.reshape(B * T, K), plan)
+        y_AD = _experts(x_AD, weight_A, weights, plan.sizes_E, rules, split)
+    y_RD = collect(y_AD, plan, K)
     return _sum_over(split.width, y_RD).reshape(B, T, D), sums
 
 
@@ -134,10 +139,19 @@ def _sum_over(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
+def _weighted(x_AD: jax.Array, weight_A: jax.Array) -> jax.Array:
+    return (weight_A[:, None] * x_AD.astype(jnp.float32)).astype(x_AD.dtype)
+
+
 def _experts(
-    x_AD: jax.Array, weights: ExpertWeights, sizes_E: jax.Array, rules: Rules, split: Split
+    x_AD: jax.Array,
+    weight_A: jax.Array | None,
+    weights: ExpertWeights,
+    sizes_E: jax.Array,
+    rules: Rules,
+    split: Split,
 ) -> jax.Array:
-    """Every row by the expert of its group; zeros beyond the last group.
+    """Every row by the expert of its group, times its weight; zeros beyond the last group.
 
     Experts whose width is split give a part of the sum over it.
     """
@@ -153,6 +167,8 @@ def _experts(
     hidden_AF, gate_EDF = product(x_AD, weights.up_EDF, READ), weights.gate_EDF
     gate_AF = hidden_AF if gate_EDF is None else product(x_AD, gate_EDF, READ)
     hidden_AF = act(gate_AF) if gate_EDF is None else act(gate_AF) * hidden_AF
+    if weight_A is not None:
+        hidden_AF = _weighted(hidden_AF, weight_A)
     return product(hidden_AF, weights.down_EFD, WRITE)
 
 

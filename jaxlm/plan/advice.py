@@ -86,7 +86,8 @@ def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, Run
             what = f"TrainConfig.num_micro_batches = {count}"
             yield what, dataclasses.replace(config, train=more)
     sizes = mesh.shape(topology.num_devices)
-    for give, take in MOVES:
+    moves = [move for move in MOVES if model.num_experts or "expert" not in move]
+    for give, take in moves:
         if sizes[give] % 2 == 0:
             new_sizes: dict[str, Any] = sizes | {give: sizes[give] // 2, take: sizes[take] * 2}
             what = ", ".join(f"MeshConfig.{axis} = {new_sizes[axis]}" for axis in (give, take))

@@ -94,11 +94,16 @@ def stored_per_token(c: ModelConfig) -> float:
     }[c.remat]
 
 
-def recomputed_flops_per_token(c: ModelConfig, seq_len: int) -> float:
-    """What the backward pass computes again, by remat policy; what experts do always but in "none"."""
+def recomputed_flops_per_token(c: ModelConfig, seq_len: int, is_sent: bool) -> float:
+    """What the backward pass computes again, by remat policy; what experts do always but in "none".
+
+    is_sent: rows go to other devices' experts, whose last product is then computed again, too
+    """
     forward = forward_flops_per_token(c, seq_len)
     up = forward["mlp"] / (3 if c.is_gated else 2)  # one of the MLP's products
-    experts = forward.get("experts", 0.0) + forward.get("routers", 0.0)
+    experts = forward.get("experts", 0.0)
+    experts -= 0.0 if is_sent else experts / (3 if c.is_gated else 2)
+    experts += forward.get("routers", 0.0)
     scores, layers = forward["scores and values"], forward["projections"] + forward["mlp"] - up
     share = (c.num_heads + 2 * c.kv_heads) / (2 * (c.num_heads + c.kv_heads))
     into_kernel = 0.0 if c.qk_norm else forward["projections"] * share  # kept with its results
@@ -178,7 +183,8 @@ def _work(config: RunConfig, mesh: dict[str, int], topology: Topology) -> Work:
     micro, split = config.train.num_micro_batches, _split(config, mesh)
     per_device = config.data.batch_size * T / topology.num_devices
     model_flops = per_device * train_flops_per_token(c, T)
-    executed = model_flops + per_device * recomputed_flops_per_token(c, T)
+    again = recomputed_flops_per_token(c, T, is_sent=split.experts > 1)
+    executed = model_flops + per_device * again
     item = 2 if c.compute_dtype == "bfloat16" else 4
     values = 8 * c.embed_dim + 6 * c.ffn_dim + 2 * _expert_values(c)
     layers, ends = _local_params(c, split)

@@ -110,7 +110,7 @@ def program_config(config: RunConfig) -> dict[str, Any]:
         "mesh": values["mesh"],
         "optim": {k: optim[k] for k in ("name", "schedule", "muon_steps")}
         | {"groups": [g["pattern"] for g in optim["groups"]]},
-        "train": {"num_micro_batches": train["num_micro_batches"]},
+        "train": {k: train[k] for k in ("num_micro_batches", "offload_optimizer", "probe_every")},
         "data": {k: data[k] for k in ("seq_len", "batch_size")},
     }
 

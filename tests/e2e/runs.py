@@ -83,6 +83,7 @@ class Job:
     devices: int = 1  # simulated, of each process
     processes: int = 1
     overrides: tuple[str, ...] = ()
+    limit_s: float = 120  # for what a test waits for
 
     def start(self, **env: str) -> "subprocess.Popen[str]":
         words = ["train", str(self.config), "--run", str(self.run_dir)]
@@ -101,14 +102,14 @@ class Job:
 
     def run(self) -> tuple[int, str]:
         """(exit code, what it said on stderr)."""
-        return finish(self.start())
+        return finish(self.start(), self.limit_s)
 
     def stop(self, step: int, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Runs until the row of `step` stands in the telemetry, then sends a signal."""
         process = self.start()
-        wait_for(lambda: last_step(self.run_dir) >= step, process)
+        wait_for(lambda: last_step(self.run_dir) >= step, process, self.limit_s)
         process.send_signal(number)
-        return finish(process)
+        return finish(process, self.limit_s)
 
 
 def finish(process: "subprocess.Popen[str]", limit_s: float = 120) -> tuple[int, str]:
@@ -121,9 +122,11 @@ def finish(process: "subprocess.Popen[str]", limit_s: float = 120) -> tuple[int,
     return process.returncode, err
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
+def wait_for(
+    condition: Callable[[], bool], process: "subprocess.Popen[str]", limit_s: float = 120
+) -> bool:
     """Until the condition holds (True) or the process has ended (False)."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + limit_s
     while not condition():
         if process.poll() is not None:
             return False

@@ -3,6 +3,8 @@
 
 import dataclasses
 import functools
+import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,9 +26,9 @@ TPU = AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
 
 
 @functools.cache
-def gradient(remat: RematPolicy) -> str:
+def gradient(remat: RematPolicy, **changes: Any) -> str:
     """The jaxpr of the loss's gradient, as for one TPU."""
-    model = Model(dataclasses.replace(CONFIG, remat=remat))
+    model = Model(dataclasses.replace(CONFIG, remat=remat, **changes))
     ints = jax.ShapeDtypeStruct((2, 256), np.int32)
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ints)
     batch["weights"] = jax.ShapeDtypeStruct(ints.shape, np.float32)
@@ -56,3 +58,9 @@ def test_products_computed_again(remat: RematPolicy, more: int) -> None:
     """
     count = lambda remat: gradient(remat).count("dot_general[")
     assert count(remat) - count("none") == more
+
+
+def test_an_expert_computes_gate_and_up_again_and_down_never() -> None:
+    """Rows are weighted before the product down, so no gradient needs what it gives."""
+    calls = lambda remat: re.findall(r"name=grouped_matmul\b", gradient(remat, num_experts=4))
+    assert len(calls("full")) - len(calls("none")) == 2

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 from jaxlm.nn.embed import Embed
+from jaxlm.sharding.config import MeshConfig
+from jaxlm.sharding.mesh import make_mesh
+from jaxlm.sharding.rules import shardings
+from jaxlm.train.setup import on_mesh
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -32,3 +36,23 @@ def test_every_token_gets_its_row_in_the_compute_dtype():
     x_BTD = embed.apply({"params": {"table": table_VD}}, tokens_BT)
     assert x_BTD.dtype == jnp.bfloat16
     np.testing.assert_array_equal(x_BTD.astype(np.float32), table_VD[tokens_BT])
+
+
+def test_a_split_table_is_gathered_in_the_compute_dtype_and_its_gradient_summed_in_float32():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    embed = Embed(3, 16, is_tied=True, dtype=jnp.dtype("bfloat16"))
+    tokens_BT = np.ones((8, 512), np.int32)
+    split = shardings({"table": ("vocab", "embed")}, mesh)
+    params = jax.device_put({"table": jnp.ones((3, 16))}, split)
+
+    def total(params):
+        return jnp.sum(embed.apply({"params": params}, tokens_BT).astype(jnp.float32))
+
+    with on_mesh(mesh):
+        lowered = jax.jit(jax.value_and_grad(total)).lower(params)
+        got = lowered.compile()(params)[1]["table"]
+    np.testing.assert_array_equal(got, np.outer([0, 4096, 0], np.ones(16)))
+    assert got.sharding.is_equivalent_to(split["table"], got.ndim)
+    gathered = [line for line in lowered.as_text().splitlines() if "sharding_constraint" in line]
+    assert "3x16xbf16" in gathered[0]
+    assert "3x16xf32" in gathered[-1]

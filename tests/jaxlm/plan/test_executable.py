@@ -87,6 +87,8 @@ def test_rate_length_and_seed_are_inputs(saved: Path) -> None:
         ("data", {"batch_size": 8}, "config.data.batch_size there 4, here 8"),
         ("optim", {"name": "lion"}, "config.optim.name"),
         ("train", {"num_micro_batches": 2}, "config.train.num_micro_batches"),
+        ("train", {"probe_every": None}, "config.train.probe_every there 20, here None"),
+        ("train", {"offload_optimizer": True}, "config.train.offload_optimizer"),
     ],
 )
 def test_it_refuses_another_program_by_name(

@@ -12,7 +12,7 @@ import pytest
 from jaxlm.cli.gin_edge import load
 from jaxlm.cli.main import main
 from jaxlm.core.errors import ConfigError
-from jaxlm.plan.advice import changes
+from jaxlm.plan.advice import changes, neighbours
 from jaxlm.plan.analytic import estimate
 from jaxlm.plan.answer import make_plan
 from jaxlm.plan.page import plan_page
@@ -78,6 +78,18 @@ def test_what_does_not_fit_is_told_by_how_much_and_what_would() -> None:
     found = changes(tight)
     assert not tight.fits
     assert "fits; step" in found[0].effect
+
+
+def test_the_expert_axis_is_advised_to_models_with_experts_alone() -> None:
+    named = lambda name: [
+        what
+        for what, _ in neighbours(
+            load([str(CONFIGS / f"{name}.gin")], []), parse_topology("v5p:4x4x4")
+        )
+        if "expert" in what
+    ]
+    assert not named("llama2_7b")
+    assert named("mixtral_8x7b")
 
 
 @pytest.mark.parametrize(
