@@ -22,6 +22,7 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "diagnose": "what is wrong with a run: causes, with evidence that can be computed again",
     "ablate": "try changes over several seeds: a verdict for each, with an interval",
     "research": "the loop: propose, draft, approve, run, adopt; and the ledger of all that was tried",
+    "dash": "a live page over runs and ledger, with a button that a person presses",
     "mcp": "the research desk for an MCP client such as Claude Code",
     "bench": "measure the loop, the step, the loader and the start",
 }

@@ -2,7 +2,8 @@
 """What only a person does: begin, approve, refuse, adopt, sign an envelope, resume.
 
 Each asks at the terminal itself (/dev/tty, not the input of the process), so that no script, and
-no model that can start commands, answers for the person.  Each leaves a signed record.
+no model that can start commands, answers for the person.  Each leaves a signed record.  `jaxlm dash`
+asks at the terminal too, and has the answer typed in its page (dash/doors.py): `at` says which.
 """
 
 import getpass
@@ -20,6 +21,7 @@ from jaxlm.research.desk.signing import append_signed, own_key, read_key
 from jaxlm.telemetry.readable import number
 
 Ask = Callable[[str, str], bool]  # what is asked, and the answer that means yes
+TERMINAL = "terminal"  # where an answer was given
 
 
 def at_terminal(text: str, wanted: str) -> bool:
@@ -50,7 +52,7 @@ def begin(desk: Desk, project: Project) -> None:
     append_signed(desk.ledger, "project", project, own_key())
 
 
-def approve(desk: Desk, prefix: str, ask: Ask = at_terminal) -> bool:
+def approve(desk: Desk, prefix: str, ask: Ask = at_terminal, at: str = TERMINAL) -> bool:
     """Shows a draft and asks; False where the person did not agree."""
     name = desk.find_draft(prefix)
     standing = desk.standing()
@@ -59,7 +61,7 @@ def approve(desk: Desk, prefix: str, ask: Ask = at_terminal) -> bool:
         raise RunError(f"draft {name[:12]} is {state}, not checked; there is nothing to approve")
     if not ask("\n".join(described(desk, name)), name[:6]):
         return False
-    append_signed(desk.ledger, "consent", {"draft": name, "by": _who()}, own_key())
+    append_signed(desk.ledger, "consent", {"draft": name, "by": _who(), "at": at}, own_key())
     return True
 
 
@@ -81,13 +83,13 @@ def described(desk: Desk, name: str) -> list[str]:
     return lines
 
 
-def refuse(desk: Desk, prefix: str, why: str) -> None:
+def refuse(desk: Desk, prefix: str, why: str, at: str = TERMINAL) -> None:
     name = desk.find_draft(prefix)
-    body = {"draft": name, "by": _who(), "why": plain(why)}
+    body = {"draft": name, "by": _who(), "at": at, "why": plain(why)}
     gates.append(desk.ledger, read_key(), "refusal", body)
 
 
-def adopt(desk: Desk, prefix: str, arm: str, ask: Ask = at_terminal) -> bool:
+def adopt(desk: Desk, prefix: str, arm: str, ask: Ask = at_terminal, at: str = TERMINAL) -> bool:
     """Makes a confirmed arm part of the project's config."""
     name = desk.find_draft(prefix)
     standing = desk.standing()
@@ -100,7 +102,7 @@ def adopt(desk: Desk, prefix: str, arm: str, ask: Ask = at_terminal) -> bool:
     told = ", ".join(f"{field} = {value}" for field, value in changes.items())
     if not ask(f"adopt {arm!r} of draft {name[:12]} into the project's config: {told}", name[:6]):
         return False
-    body = {"draft": name, "arm": arm, "changes": changes, "by": _who()}
+    body = {"draft": name, "arm": arm, "changes": changes, "by": _who(), "at": at}
     append_signed(desk.ledger, "adoption", body, own_key())
     return True
 

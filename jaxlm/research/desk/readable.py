@@ -34,7 +34,11 @@ def _check(b: Body) -> str:
 
 def _by(b: Body) -> str:
     why = f": {b['why']}" if b.get("why") else ""
-    return f"{b.get('draft', '')[:12]}  by {b['by']}{why}".strip()
+    return f"{b.get('draft', '')[:12]}  by {b['by']}{_at(b)}{why}".strip()
+
+
+def _at(b: Body) -> str:
+    return f", at the {b['at']}" if b.get("at") else ""
 
 
 def _outcome(b: Body) -> str:
@@ -43,7 +47,7 @@ def _outcome(b: Body) -> str:
 
 
 def _adoption(b: Body) -> str:
-    return f"{b['draft'][:12]}  {b['arm']}, by {b['by']}"
+    return f"{b['draft'][:12]}  {b['arm']}, by {b['by']}{_at(b)}"
 
 
 def _envelope(b: Body) -> str:
