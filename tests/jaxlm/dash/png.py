@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-# The browser itself decodes its picture: the commonest colours stay, each other takes the nearest.
+# The browser itself decodes its picture: the commonest colours stay, bright ones
+# count for more, and each other takes the nearest.
 READ = """
 return (async () => {
   const image = new Image();
@@ -20,8 +21,10 @@ return (async () => {
   const pixels = new Uint32Array(context.getImageData(0, 0, image.width, image.height).data.buffer);
   const counts = new Map();
   for (const p of pixels) counts.set(p, (counts.get(p) ?? 0) + 1);
-  const palette = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 256).map(c => c[0]);
   const parts = p => [p & 255, p >> 8 & 255, p >> 16 & 255];
+  const chroma = p => Math.max(...parts(p)) - Math.min(...parts(p));
+  const weight = ([p, count]) => count * (1 + chroma(p));
+  const palette = [...counts].sort((a, b) => weight(b) - weight(a)).slice(0, 256).map(c => c[0]);
   const off = (a, b) => parts(a).reduce((sum, v, i) => sum + (v - parts(b)[i]) ** 2, 0);
   const index = new Map(palette.map((p, i) => [p, i]));
   for (const p of counts.keys())
