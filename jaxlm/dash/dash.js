@@ -12,7 +12,7 @@ const cards = new Map();   // key -> card
 const rows = new Map();    // key -> its <li>
 const curves = new Map();  // key -> { version asked for, answer }
 const kept = load();       // what a reader chose, kept over a reload
-let registry = {}, known = new Set(), charts = [], first = true;
+let registry = {}, known = new Set(), charts = [], first = true, hovered = [null, null];
 
 function load() {
   const fresh = { chosen: null, colors: {}, metrics: DEFAULTS, axis: "step", logX: false, logY: false, smooth: 2 };
@@ -82,6 +82,7 @@ function show_runs() {
 function show_card(card) {
   const share = card.num_steps ? card.step / card.num_steps : null;
   const facts = [`${card.step.toLocaleString("en")}${card.num_steps ? ` of ${card.num_steps.toLocaleString("en")}` : ""}`];
+  if (card.status === "completed") facts[0] = `${card.step.toLocaleString("en")} done`;
   if (card.tokens_per_s) facts.push(`${number(card.tokens_per_s, 3)} tok/s`);
   if (card.eta_s !== null) facts.push(`${duration(card.eta_s)} left`);
   if (card.num_bad) facts.push(`${card.num_bad} damaged lines`);
@@ -89,21 +90,24 @@ function show_card(card) {
   bar.style.setProperty("--share", share === null ? 0 : Math.min(1, share));
   const value = card.bpb !== null ? ["bpb", card.bpb] : ["loss", card.loss];
   const report = card.has_report ? make("a", { href: `/report/${card.key.split("/").map(encodeURIComponent).join("/")}/report.html`, target: "_blank", rel: "noopener", onclick: e => e.stopPropagation() }, "report") : null;
-  const row = make("li", { tabindex: 0, role: "button", "data-key": card.key, "data-status": card.status, title: card.name },
-    make("span", { class: "name" }, make("i", { class: "swatch" }), make("b", {}, card.label), make("span", { class: `pill ${card.status}` }, card.status)),
+  const row = rows.get(card.key) ?? new_row(card.key);  // the same node, or a press meanwhile would be lost
+  row.dataset.status = card.status;
+  row.title = card.name;
+  row.replaceChildren(
+    make("span", { class: "name" }, make("i", { class: "swatch" }), make("b", {}, card.label), card.status === "completed" ? null : make("span", { class: `pill ${card.status}` }, card.status)),
     make("span", { class: "value" }, value[1] === null ? "–" : value[1].toFixed(3), " ", make("small", {}, value[0])),
     bar,
     spark(card.spark),
-    make("small", { class: "facts" }, facts.join(" · "), report && " · ", report));
-  row.addEventListener("click", () => toggle(card.key));
-  row.addEventListener("keydown", e => { if (e.target === row && (e.key === "Enter" || e.key === " ")) { e.preventDefault(); toggle(card.key); } });
-  const old = rows.get(card.key);
-  if (old) {
-    const had_focus = document.activeElement === old;
-    old.replaceWith(row);
-    if (had_focus) row.focus();
-  } else $("runs").append(row);
-  rows.set(card.key, row);
+    make("small", { class: "facts" }, facts.join(" · "), ...(report ? [" · ", report] : [])));
+}
+
+function new_row(key) {
+  const row = make("li", { tabindex: 0, role: "button", "data-key": key });
+  row.addEventListener("click", () => toggle(key));
+  row.addEventListener("keydown", e => { if (e.target === row && (e.key === "Enter" || e.key === " ")) { e.preventDefault(); toggle(key); } });
+  $("runs").append(row);
+  rows.set(key, row);
+  return row;
 }
 
 function take_cards(news, gone) {
@@ -176,14 +180,17 @@ function draw() {
       const is_exact = chart.metric === "optim/lr" || chart.metric.startsWith("eval/");
       chart.draw(lines_of(chart.metric), { ...kept, smooth: is_exact ? 0 : kept.smooth });
     }
+    show_hover();  // a line that grows under the pointer keeps its read-out
     $("legend").replaceChildren(...chosen().map((key, i) => make("li", { color: `var(--c${color_of(key)})`, class: i >= COLORS ? "dash" : null },
       make("span", {}, cards.get(key).label), make("button", { type: "button", class: "bare", title: "take this run away", onclick: () => toggle(key) }, "×"))));
   });
 }
 
+const show_hover = () => charts.forEach(chart => chart.mark(hovered[1], chart === hovered[0]));
+
 function show_charts() {
   charts = kept.metrics.map(metric => new Chart(metric, registry[metric.split("@")[0]] ?? { unit: "", meaning: "" }, {
-    on_hover: (mine, x) => charts.forEach(chart => chart.mark(x, chart === mine)),
+    on_hover: (...now) => { hovered = now; show_hover(); },
     on_close: () => { kept.metrics = kept.metrics.filter(m => m !== metric); changed_metrics(); },
   }));
   $("charts").replaceChildren(...charts.map(chart => chart.node));

@@ -99,13 +99,13 @@ function dialog({ title, what, label, button, send }) {
   error.textContent = "";
   typed.value = "";
   box.querySelector("form").onsubmit = async event => {
-    if (event.submitter?.value === "cancel") return;
     event.preventDefault();
     try {
       await send(typed.value);
       box.close();
     } catch (e) { error.textContent = e.message; }
   };
+  $("leave").onclick = () => box.close();
   if (!box.open) box.showModal();
   typed.focus();
 }
