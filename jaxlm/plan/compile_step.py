@@ -94,6 +94,8 @@ def main(argv: list[str]) -> int:
     request = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     folder = Path(argv[1])
     config = from_dict(RunConfig, request["config"])
+    # plans are kept in a cache of their own; what comes out of JAX's does not run when it is saved
+    jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
     lowered, trainer = lowered_step(config, devices_of(parse_topology(request["topology"])))
     lower_s = time.perf_counter() - start

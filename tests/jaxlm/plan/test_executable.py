@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A saved step is the step, and refuses to be another one."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import RunError
@@ -39,12 +42,28 @@ def change(config: RunConfig, section: str, **fields: Any) -> RunConfig:
     )
 
 
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """An executable that came out of JAX's cache does not run when it is written out once more."""
+
+    def switch(is_on: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", is_on)
+        compilation_cache.reset_cache()  # it asks once only
+
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("executable") / "step"
     devices = jax.devices()[:1]
     lowered, _ = lowered_step(CONFIG, devices)
-    save(CONFIG, devices, lowered.compile(), path)
+    with without_cache():
+        save(CONFIG, devices, lowered.compile(), path)
     return path
 
 
