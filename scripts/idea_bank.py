@@ -1,214 +1,292 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the idea bank: every idea below, over many seeds at two scales, into one table.
 
-    python scripts/idea_bank.py research/bank TABLE.csv [--seeds 16] [--workers 2] [--scale 0]
-    python scripts/idea_bank.py research/bank TABLE.csv --check 0.05
+    python scripts/idea_bank.py TABLE.csv [--seeds 16] [--scale 0] [--only IDEA]
+    python scripts/idea_bank.py TABLE.csv --check 0.05 [--adopt]
 
-An idea is a change of configs/idea_bank.gin; its effect is what it does to the validation loss.
-The same command goes on where it stopped.  Rows: idea, scale, seed, fraction of training, nats/token.
-TABLE.json beside it says what made it.  With --check a random share of the runs is trained anew, in a
-folder of its own, and must come out bit for bit (same versions and kind of machine).
+An idea is a change of configs/nano.gin; its effect is what it does to the validation loss.
+Rows: idea, scale, seed, fraction of training, nats per token; a run's rows are written when it ends,
+and the same command goes on where it stopped.  TABLE.json beside it says what the losses depend on:
+each idea's changes, tokens, training code, versions, machine.  With --check a random share of the
+runs is trained anew and must come out bit for bit (same versions and kind of machine).  Code that
+changed since may go on with a table once it has passed that check with --adopt.
 """
 
 import argparse
 import csv
+import io
 import math
 import os
 import platform
 import random
 import shlex
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from jaxlm.cli.gin_edge import load
-from jaxlm.core.canonical import write_json_atomic
-from jaxlm.research import fingerprint
-from jaxlm.research.launch import Workers
-from jaxlm.research.ledger import Ledger
-from jaxlm.research.plan import Rules, Seeds, Setting, job_run, plan
+from jaxlm.config import RunConfig, resolve
+from jaxlm.core.canonical import write_atomic, write_json_atomic
+from jaxlm.core.errors import DataError, UserError
+from jaxlm.data.prepare import prepare
+from jaxlm.research import lean_runs
+from jaxlm.research.bank import COLUMNS
+from jaxlm.research.fingerprint import LIBRARIES
+from jaxlm.research.jobs import program_id, with_seed
+from jaxlm.research.lean_runs import Curve, Program
+from jaxlm.research.plan import Setting
 from jaxlm.research.records import BASELINE
-from jaxlm.research.runner import Means, Progress, execute, train_and_judge
 from jaxlm.telemetry.display import make_display
-from jaxlm.telemetry.writer import latest_rows
+from jaxlm.train.run_dir import read_json
 
-Row = tuple[str, int, int, float, float]  # idea, scale, seed, fraction, loss
-METRIC = "eval/loss_nats"
-CONFIG = str(Path(__file__).parents[1] / "configs" / "idea_bank.gin")
+Key = tuple[str, int, int]  # idea, scale, seed
+Facts = dict[str, Any]
+CONFIG = str(Path(__file__).parents[1] / "configs" / "nano.gin")
 SCALES: tuple[tuple[str, ...], ...] = (
     (),
     (
-        "ModelConfig.num_layers = 3",
-        "ModelConfig.embed_dim = 96",
-        "ModelConfig.num_heads = 3",
-        "ModelConfig.ffn_dim = 384",
-        "TrainConfig.num_steps = 600",
-        "TrainConfig.eval_every = 60",
+        "ModelConfig.embed_dim = 64",
+        "ModelConfig.ffn_dim = 256",
+        "TrainConfig.num_steps = 360",
+        "TrainConfig.eval_every = 36",
     ),
 )
 IDEAS: dict[str, tuple[str, ...]] = {
-    "lr x1.5": ("OptimConfig.peak_lr = 6e-3",),
-    "lr x2.5": ("OptimConfig.peak_lr = 1e-2",),
-    "lr x0.6": ("OptimConfig.peak_lr = 2.4e-3",),
+    "lr x1.5": ("OptimConfig.peak_lr = 1.2e-2",),
+    "lr x2.5": ("OptimConfig.peak_lr = 2e-2",),
+    "lr x0.6": ("OptimConfig.peak_lr = 4.8e-3",),
     "no weight decay": ("OptimConfig.weight_decay = 0.0",),
-    "weight decay 0.3": ("OptimConfig.weight_decay = 0.3",),
+    "weight decay 1": ("OptimConfig.weight_decay = 1.0",),
     "no warmup": ("OptimConfig.warmup_steps = 0",),
-    "warmup 100": ("OptimConfig.warmup_steps = 100",),
-    "cosine": ('OptimConfig.schedule = "cosine"',),
-    "wsd": ('OptimConfig.schedule = "wsd"',),
+    "warmup 80": ("OptimConfig.warmup_steps = 80",),
     "decay to a tenth": ("OptimConfig.final_lr_frac = 0.1",),
     "b1 0.8": ("OptimConfig.b1 = 0.8",),
+    "b1 0.95": ("OptimConfig.b1 = 0.95",),
     "b2 0.99": ("OptimConfig.b2 = 0.99",),
     "eps 1e-5": ("OptimConfig.eps = 1e-5",),
     "no clipping": ("OptimConfig.clip_norm = None",),
     "clip 0.3": ("OptimConfig.clip_norm = 0.3",),
-    "z-loss": ("OptimConfig.z_loss = 1e-4",),
-    "lion": ('OptimConfig.name = "lion"', "OptimConfig.peak_lr = 8e-4"),
-    "muon": ('OptimConfig.name = "muon"', "OptimConfig.muon_lr = 0.02"),
+    "z-loss": ("OptimConfig.z_loss = 1e-3",),
+    "cosine": ('OptimConfig.schedule = "cosine"',),
+    "wsd": ('OptimConfig.schedule = "wsd"',),
+    "lion": ('OptimConfig.name = "lion"', "OptimConfig.peak_lr = 1.5e-3"),
     "qk-norm": ("ModelConfig.qk_norm = True",),
     "relu2": ('ModelConfig.activation = "relu2"',),
-    "swiglu": ('ModelConfig.activation = "swiglu"', "ModelConfig.ffn_dim = 168"),
+    "swiglu": ('ModelConfig.activation = "swiglu"', "ModelConfig.ffn_dim = 84"),
     "tied embeddings": ("ModelConfig.tied_embeddings = True",),
     "one kv head": ("ModelConfig.num_kv_heads = 1",),
-    "windows": ('ModelConfig.layer_pattern = ("local",)', "ModelConfig.window = 32"),
-    "sinks": ("ModelConfig.attention_sinks = True",),
-    "logit soft-cap": ("ModelConfig.logit_softcap = 30.0",),
-    "attention soft-cap": ("ModelConfig.attention_softcap = 20.0",),
-    "rope theta 1000": ("ModelConfig.rope_theta = 1000.0",),
-    "narrow heads": ("ModelConfig.head_dim = 16",),
     "half the batch, twice the updates": (
         "DataConfig.batch_size = 4",
-        "TrainConfig.num_steps = 600",
-        "TrainConfig.eval_every = 60",
+        "TrainConfig.num_steps = 480",
+        "TrainConfig.eval_every = 48",
+        "TrainConfig.eval_batches = 64",
     ),
+    "muon": ('OptimConfig.name = "muon"', "OptimConfig.muon_lr = 0.02"),
 }
 # at the larger scale widths and lengths follow it
 AT_SCALE: dict[tuple[str, int], tuple[str, ...]] = {
-    ("swiglu", 1): ('ModelConfig.activation = "swiglu"', "ModelConfig.ffn_dim = 256"),
+    ("swiglu", 1): ('ModelConfig.activation = "swiglu"', "ModelConfig.ffn_dim = 168"),
     ("half the batch, twice the updates", 1): (
         "DataConfig.batch_size = 4",
-        "TrainConfig.num_steps = 1200",
-        "TrainConfig.eval_every = 120",
+        "TrainConfig.num_steps = 720",
+        "TrainConfig.eval_every = 72",
+        "TrainConfig.eval_batches = 64",
     ),
 }
 
 
-def settings(
-    scale: int, overrides: Sequence[str] = (), only: Sequence[str] | None = None
-) -> list[Setting]:
-    """The baseline and every idea, or those in `only`."""
+def settings(scale: int, overrides: Sequence[str] = ()) -> list[Setting]:
+    """The baseline and every idea."""
     base = [*SCALES[scale], *overrides]
     found = [Setting(BASELINE, {}, load([CONFIG], base))]
     for name, texts in IDEAS.items():
-        if only is None or name in only:
-            changes = AT_SCALE.get((name, scale), texts)
-            pairs = (text.split(" = ", 1) for text in changes)
-            found.append(Setting(name, dict(pairs), load([CONFIG], [*base, *changes])))
+        changes = AT_SCALE.get((name, scale), texts)
+        pairs = (text.split(" = ", 1) for text in changes)
+        found.append(Setting(name, dict(pairs), load([CONFIG], [*base, *changes])))
     return found
 
 
-def train(project: Path, scale: int, args: argparse.Namespace) -> list[Row]:
-    """Rows of the table."""
-    arms = settings(scale, args.set, args.only)
-    rules = Rules(metric=METRIC, hypothesis=f"idea bank, scale {scale}")
-    with make_display() as display:
-        means = _means(project, args.workers, display.progress)
-        stage = "screen" if len(arms) > 1 else "pilot"
-        planned = plan(arms, Seeds(count=args.seeds), rules, project, stage=stage)
-        runs = execute(planned, means)
-    curve = {arm.name for arm in planned.protocol.curve}
-    rows = []
-    for run in runs:
-        if run.arm not in curve:
-            rows += rows_of(project / run.directory, (run.arm, scale, run.seed))
-    return rows
+def read_runs(path: Path) -> dict[Key, Curve]:
+    """The runs that a table holds whole; what a kill left of one is not there."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    if list(rows.fieldnames or COLUMNS) != list(COLUMNS):
+        raise DataError(f"{path}: the columns must be {','.join(COLUMNS)}; give another file")
+    found: dict[Key, Curve] = {}
+    for row in rows:
+        key = (row["idea"], int(row["scale"]), int(row["seed"]))
+        loss = float(row["loss"]) if row["loss"] else math.nan
+        found.setdefault(key, []).append((float(row["fraction"]), loss))
+    return {key: curve for key, curve in found.items() if curve[-1][0] == 1.0}
 
 
-def rows_of(directory: Path, key: tuple[str, int, int]) -> list[Row]:
-    evals = latest_rows(directory, "eval")
-    last = evals[-1]["step"]
-    return [(*key, round(row["step"] / last, 4), row[METRIC]) for row in evals]
+def as_text(runs: Iterable[tuple[Key, Curve]]) -> str:
+    """Lines of the table; no loss where a run did not complete."""
+    text = io.StringIO()
+    for key, curve in runs:
+        rows = [(*key, fraction, "" if math.isnan(loss) else loss) for fraction, loss in curve]
+        csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def curves(todo: Iterable[tuple[Key, RunConfig]]) -> Iterator[tuple[Key, Curve]]:
+    """Trains runs in turn, a program for as long as they need the same."""
+    program: Program | None = None
+    for key, config in todo:
+        if program is None or program.id != program_id(config):
+            program = Program(config)
+        yield key, program.run(config)
+
+
+def train(table: Path, args: argparse.Namespace) -> int:
+    """Number of runs trained.  Raises DataError for a table that other code or machines began."""
+    scales = range(len(SCALES)) if args.scale is None else [args.scale]
+    arms = {
+        (s.name, scale): s
+        for scale in scales
+        for s in settings(scale, args.set)
+        if not args.only or s.name in (BASELINE, *args.only)
+    }
+    done = read_runs(table)
+    _write_facts(table, arms, done)
+    write_atomic(table, (",".join(COLUMNS) + "\n" + as_text(done.items())).encode())
+    todo = [
+        ((*arm, seed), with_seed(setting.config, seed))
+        for arm, setting in arms.items()
+        for seed in range(args.seeds)
+        if (*arm, seed) not in done
+    ]
+    with open(table, "a", encoding="utf-8") as f, make_display() as display:
+        for count, (key, curve) in enumerate(curves(todo), start=1):
+            f.write(as_text([(key, curve)]))
+            f.flush()
+            display.progress("idea bank", count / len(todo), f"{key[0]}, scale {key[1]}")
+    return len(todo)
+
+
+def _write_facts(table: Path, arms: dict[tuple[str, int], Setting], done: Iterable[Key]) -> None:
+    """TABLE.json: that of before with what is new.  Raises DataError where the two do not agree."""
+    path, now = table.with_suffix(".json"), facts(arms)
+    old = read_json(path) or {}
+    if done and (wrong := differences(old, now)):
+        raise DataError(
+            f"{table} was begun with {wrong[0]}; give another file, or --check 0.05 --adopt"
+        )
+    ideas = {key: made for key, made in old.get("ideas", {}).items() if done}
+    earlier = {"earlier": old["earlier"]} if done and "earlier" in old else {}
+    write_json_atomic(path, now | earlier | {"ideas": ideas | now["ideas"]})
+
+
+def facts(arms: dict[tuple[str, int], Setting]) -> Facts:
+    """What the losses depend on, and what each idea is."""
+    baseline = arms[BASELINE, min(scale for _, scale in arms)].config
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "code": lean_runs.code(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "machine": {"cpu": _cpu(), "python": platform.python_version(), "threads": _threads()},
+        "data": prepare(baseline.data).data_id,
+        "ideas": {f"{name}, scale {scale}": _made(arms[name, scale]) for name, scale in arms},
+    }
+
+
+def _made(setting: Setting) -> Facts:
+    resolved = resolve(setting.config, 1)
+    tokens = resolved.total_tokens
+    return {
+        "changes": setting.changes,
+        "config": setting.config.config_id,
+        "tokens": tokens,
+        "flops": resolved.train_flops_per_token * tokens,
+    }
+
+
+def differences(old: Facts, now: Facts) -> list[str]:
+    """What a table was made with, where that is not what there is now; a phrase each."""
+    found = [
+        f"other {name}: {old.get(name)}, now {now[name]}"
+        for name in ("code", "versions", "machine", "data")
+        if old.get(name) != now[name]
+    ]
+    ideas = old.get("ideas", {})
+    both = ideas.keys() & now["ideas"].keys()
+    return found + [f"another {x!r}" for x in sorted(both) if ideas[x] != now["ideas"][x]]
+
+
+def _cpu() -> str:
+    """The model and what it computes with: products differ in the last bits between kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    read = {name.strip(): value.strip() for name, value in told.items()}
+    vector = [flag for flag in read.get("flags", "").split() if flag.startswith(("avx", "fma"))]
+    return f"{read.get('model name', platform.machine())}; {' '.join(sorted(vector))}"
+
+
+def _threads() -> int:
+    """That jax may use: 1 once lean_runs.pin was called."""
+    is_pinned = "multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", "")
+    return 1 if is_pinned else os.cpu_count() or 1
 
 
 def check(table: Path, share: float, args: argparse.Namespace) -> int:
     """Trains a random share of the table's runs anew; the number of those that differ in any bit."""
-    with open(table, newline="", encoding="utf-8") as f:
-        told: dict[tuple[str, int, int], list[Row]] = {}
-        for r in csv.DictReader(f):
-            key = (r["idea"], int(r["scale"]), int(r["seed"]))
-            told.setdefault(key, []).append((*key, float(r["fraction"]), float(r["loss"])))
-    allowed = [key for key in sorted(told) if args.only is None or key[0] in args.only]
-    count = min(len(allowed), math.ceil(share * len(told)))
-    drawn = random.Random(args.draw).sample(allowed, count)
+    told = read_runs(table)
+    arms = {(s.name, k): s for k in range(len(SCALES)) for s in settings(k, args.set)}
+    old, now = read_json(table.with_suffix(".json")) or {}, facts(arms)
+    for phrase in differences(old, now):
+        print(f"{table} was made with {phrase}")
+    allowed = [key for key in told if not args.only or key[0] in args.only]
+    drawn = random.Random(args.draw).sample(allowed, math.ceil(share * len(allowed)))
+    todo = [(key, with_seed(arms[key[:2]].config, key[2])) for key in told if key in drawn]
     wrong = 0
-    with tempfile.TemporaryDirectory() as folder, make_display() as display:
-        means = _means(Path(folder), args.workers, display.progress)
-        configs = {
-            (s.name, scale): s.config
-            for scale in range(len(SCALES))
-            for s in settings(scale, args.set)
-        }
-        jobs = {key: job_run(configs[key[:2]], key[2], Path(folder)) for key in drawn}
-        train_and_judge(list(jobs.values()), means)
-        for key, job in jobs.items():
-            kept = {row[3] for row in told[key]}  # a table may hold the last fractions only
-            found = [row for row in rows_of(job.directory, key) if row[3] in kept]
-            is_same = found == told[key]
-            wrong += not is_same
-            most = max(
-                (abs(a[-1] - b[-1]) for a, b in zip(found, told[key], strict=False)), default=0
-            )
-            says = "bit for bit" if is_same else f"DIFFERS, by up to {most:.3g} nats"
-            print(f"{key[0]}, scale {key[1]}, seed {key[2]}: {len(found)} rows, {says}")
-    print(f"{count - wrong} of {count} runs as in {table}, {count} of its {len(told)} drawn")
+    for key, found in curves(todo):
+        is_same = as_text([(key, found)]) == as_text([(key, told[key])])
+        wrong += not is_same
+        most = max(
+            (abs(a - b) for (_, a), (_, b) in zip(found, told[key], strict=False)), default=0
+        )
+        says = "bit for bit" if is_same else f"DIFFERS, by up to {most:.3g} nats"
+        print(f"{key[0]}, scale {key[1]}, seed {key[2]}: {len(found)} losses, {says}", flush=True)
+    print(f"{len(todo) - wrong} of {len(todo)} runs as in {table}, drawn of {len(allowed)}")
+    if args.adopt and todo and not wrong:
+        earlier = [
+            *old.get("earlier", []),
+            {"code": old.get("code"), "command": old.get("command")},
+        ]
+        ideas = old.get("ideas", {}) | now["ideas"]
+        write_json_atomic(table.with_suffix(".json"), now | {"earlier": earlier, "ideas": ideas})
     return wrong
-
-
-def _means(project: Path, workers: int, progress: Progress) -> Means:
-    by = "whoever ran the script"
-    return Means(project=project, progress=progress, workers=Workers(workers), approved_by=by)
-
-
-def _facts() -> dict[str, object]:
-    """What a table's losses depend on, beside it."""
-    versions = {
-        name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")
-    }
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": versions,
-        "training_code": fingerprint.training_code(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
-    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("project", type=Path)
     parser.add_argument("table", type=Path)
     parser.add_argument("--seeds", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scale", type=int, choices=range(len(SCALES)), help="only this one")
     parser.add_argument("--only", action="append", metavar="IDEA", help="only these; repeatable")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all")
     parser.add_argument("--check", type=float, metavar="SHARE", help="train a share of TABLE anew")
+    parser.add_argument("--adopt", action="store_true", help="go on with it, if they come out")
     parser.add_argument("--draw", type=int, default=0, help="which share (default %(default)s)")
     args = parser.parse_args()
-    if args.check is not None:
-        return min(1, check(args.table, args.check, args))
-    scales = range(len(SCALES)) if args.scale is None else [args.scale]
-    rows = [row for s in scales for row in train(args.project, s, args)]
-    with open(args.table, "w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(("idea", "scale", "seed", "fraction", "loss"))
-        writer.writerows(rows)
-    write_json_atomic(args.table.with_suffix(".json"), _facts())
-    records = sum(1 for _ in Ledger(args.project / "ledger.jsonl"))
-    print(f"{len(rows)} rows in {args.table}; {records} records in {args.project}/ledger.jsonl")
+    try:
+        if args.check is not None:
+            return min(1, check(args.table, args.check, args))
+        count = train(args.table, args)
+    except UserError as error:
+        print(f"idea_bank.py: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{count} runs trained; {len(read_runs(args.table))} in {args.table}")
     return 0
 
 
 if __name__ == "__main__":
+    lean_runs.pin()
     sys.exit(main())

@@ -74,6 +74,7 @@ class Gate:
     runs: int  # at the large scale
     turning: tuple[str, ...]  # surely good at the small scale, surely bad at the large one
     true: tuple[str, ...]  # surely good at both
+    unknown: int  # good at the small scale, not in the table at the large one
     blocked: float  # of the turning ones
     adopted: float  # of the true ones
 
@@ -89,6 +90,8 @@ def replay_gate(bank: Bank, runs: int, count: int) -> Gate:
     names = np.array(bank.ideas[1:])
     good = z[0] < -SURE
     turning, true = names[good & (z[1] > SURE)], names[good & (z[1] < -SURE)]
+    unknown = int(np.isnan(z[1][good]).sum())
+    good &= ~np.isnan(z[1])
     blocked, adopted = [], []
     for k in range(count):
         world = BankWorld(bank, k)
@@ -100,7 +103,7 @@ def replay_gate(bank: Bank, runs: int, count: int) -> Gate:
         blocked += [idea not in kept for idea in turning]
         adopted += [idea in kept for idea in true]
     share = lambda found: float(np.mean(found)) if found else math.nan
-    return Gate(runs, tuple(turning), tuple(true), share(blocked), share(adopted))
+    return Gate(runs, tuple(turning), tuple(true), unknown, share(blocked), share(adopted))
 
 
 def _z(bank: Bank, idea: str, scale: int) -> float:
@@ -125,6 +128,8 @@ def table(stops: Stops, gates: Sequence[Gate]) -> Iterator[str]:
         if gate is gates[0]:
             names = (", ".join(gate.turning) or "none", ", ".join(gate.true) or "none")
             yield f"signs that turn with scale: {names[0]}; good at both: {names[1]}"
+            if gate.unknown:
+                yield f"not tried at the large scale, and left out of the gate: {gate.unknown}"
         yield (
             f"gate, {gate.runs} large runs: {gate.blocked:.0%} of turning ones blocked, "
             f"{gate.adopted:.0%} of true ones adopted"

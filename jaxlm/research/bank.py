@@ -3,7 +3,8 @@
 
 The table (CSV) has the columns idea, scale, seed, fraction, loss: one row per idea, scale, seed and
 fraction of training at which it was evaluated; fraction 1 is the end, an empty loss a run that did
-not complete.  'baseline' is an idea too, with the same seeds.
+not complete.  'baseline' is an idea too, with the same seeds.  An idea that lacks whole runs at a
+larger scale counts there as one that did not complete: nothing is known of it.
 
 Assumption: effects of different ideas add up.  An arm's loss at fraction f is
 
@@ -84,13 +85,19 @@ def _tabulate(path: Path, cells: dict[tuple[str, int, int, float], float]) -> Ba
     if scales != list(range(len(scales))):
         raise DataError(f"{path}: scales must be 0, 1, ..., got {scales}")
     ideas = [BASELINE, *(name for name in names if name != BASELINE)]
+    begun = {key[:3] for key in cells}
     tables = []
     for scale in scales:
         keys = [[[(i, scale, s, f) for f in fractions] for s in seeds] for i in ideas]
-        gaps = [key for per_idea in keys for row in per_idea for key in row if key not in cells]
+        due = [k for idea in keys for row in idea for k in row]
+        if scale > 0:  # there an idea may lack whole runs
+            due = [k for k in due if k[0] == BASELINE or k[:3] in begun]
+        gaps = [k for k in due if k not in cells]
         if gaps:
             raise DataError(f"{path}: {len(gaps)} rows missing, the first {gaps[0]}")
-        tables.append(np.array([[[cells[k] for k in row] for row in idea] for idea in keys]))
+        tables.append(
+            np.array([[[cells.get(k, np.nan) for k in row] for row in idea] for idea in keys])
+        )
     if any(np.isnan(table[0]).any() for table in tables):
         raise DataError(f"{path}: a run of the baseline did not complete")
     return Bank(tuple(ideas), tuple(seeds), tuple(fractions), tuple(tables))

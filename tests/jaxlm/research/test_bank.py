@@ -121,3 +121,16 @@ def test_policies_run_on_a_bank_as_they_do_in_simulation(bank: Bank, name: str) 
 def test_tables_with_holes_are_refused(tmp_path: Path, spoil: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_bank(write(tmp_path / "bank.csv", spoil(rows())))  # type: ignore[operator]
+
+
+def test_an_idea_not_yet_tried_at_the_large_scale_is_unknown_there_alone(
+    tmp_path: Path, bank: Bank
+) -> None:
+    kept = [row for row in rows() if not (row[0] == "i00" and row[1] == 1 and row[2] == 2)]
+    partial = read_bank(write(tmp_path / "partial.csv", kept))
+    assert partial.effect("i00") == bank.effect("i00")
+    assert np.isnan(partial.effect("i00", scale=1)[0])
+    assert partial.effect("i01", scale=1) == bank.effect("i01", scale=1)
+    without = [row for row in rows() if not (row[0] == "i00" and row[1] == 0 and row[2] == 2)]
+    with pytest.raises(DataError, match="3 rows missing"):
+        read_bank(write(tmp_path / "gap.csv", without))
