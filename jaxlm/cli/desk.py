@@ -21,6 +21,7 @@ VERBS = {
     "init": "begin a project: the config to improve, and what may be spent on it",
     "status": "limits left, adopted changes, drafts and what waits for you",
     "propose": "changes worth trying, by the rules or by a model (--with claude)",
+    "patch": "put a change of the code, a unified diff with its test, on the list",
     "draft": "one experiment of some proposals, checked by a program",
     "approve": "let a draft run; asks at the terminal, and signs",
     "refuse": "end a draft, with the reason",
@@ -58,6 +59,23 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
         "--count", type=int, default=4, help="at most (default %(default)s)"
     )
     add_seat_arguments(made["propose"])
+    made["patch"].add_argument(
+        "diff", type=Path, metavar="FILE", help="unified, as git diff makes it"
+    )
+    made["patch"].add_argument("--title", required=True, help="a few words")
+    made["patch"].add_argument("--why", default="", help="the reason; kept")
+    made["patch"].add_argument(
+        "--effect", default="-0.01,-0.05,0.03", metavar="E,LOW,HIGH",
+        help="expected change of bits per byte, and an interval that holds it (default %(default)s)",
+    )  # fmt: skip
+    made["approve"].add_argument(
+        "--weaker-walls", action="store_true",
+        help="one of namespaces and Landlock will do for code from a model; is recorded",
+    )  # fmt: skip
+    begin.add_argument(
+        "--patch-path", action="append", default=[], metavar="PATH",
+        help="what a patch of the code may touch, instead of layers, model and optimizer; repeatable",
+    )  # fmt: skip
     made["draft"].add_argument(
         "proposals", nargs="*", metavar="PROPOSAL", help="default: all open ones"
     )
@@ -93,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
     desk = desk_of(args.project, who=person._who())
     act: dict[str, Callable[[argparse.Namespace, Desk], int]] = {
-        "init": _init, "status": _status, "propose": _propose, "draft": _draft, "run": _run,
+        "init": _init, "status": _status, "propose": _propose, "patch": _patch, "draft": _draft,
+        "run": _run,
         "report": _report,
     }  # fmt: skip
     if args.verb in act:
@@ -104,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verb == "halt":
         return _say(desk.halt(args.why).said)
     agreed = {
-        "approve": lambda: person.approve(desk, args.draft),
+        "approve": lambda: person.approve(desk, args.draft, is_weaker_allowed=args.weaker_walls),
         "adopt": lambda: person.adopt(desk, args.draft, args.arm),
         "envelope": lambda: person.sign_envelope(desk, args.fields, args.flops, args.hours),
         "resume": lambda: person.resume(desk),
@@ -133,12 +152,14 @@ def desk_of(
 def _init(args: argparse.Namespace, desk: "Desk") -> int:
     from jaxlm.research.desk import person
     from jaxlm.research.desk.records import Project
+    from jaxlm.research.patch.diff import PATHS
 
     person.begin(
         desk,
         Project(
             config=tuple(args.config), overrides=tuple(args.overrides), promote=tuple(args.promote),
             max_flops=args.max_flops, max_usd=args.max_usd, max_hours=args.max_hours,
+            paths=tuple(args.patch_path) or PATHS,
         ),
     )  # fmt: skip
     return _say(f"project begun in {args.project}; next: jaxlm research propose")
@@ -164,6 +185,24 @@ def _propose(args: argparse.Namespace, desk: "Desk") -> int:
     if not found:
         return _say("nothing left that was not tried; propose by hand, or with a model")
     return _say("next: jaxlm research draft")
+
+
+def _patch(args: argparse.Namespace, desk: "Desk") -> int:
+    desk.standing()
+    try:
+        effect, low, high = map(float, args.effect.split(","))
+    except ValueError:
+        raise ConfigError(f"--effect must be three numbers, got {args.effect!r}") from None
+    try:
+        diff = args.diff.read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{args.diff} cannot be read: {e}; give a unified diff") from e
+    found = desk.patch(args.title, diff, args.why, effect, low, high)
+    if found.repeats is not None:
+        raise ConfigError(
+            f"the patch repeats {found.repeats!r}, which was tried or proposed before"
+        )
+    return _say(f"{found.id[:12]}  {found.title}; next: jaxlm research draft {found.id[:12]}")
 
 
 def _ask_claude(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.seq < len(records):
         raise RunError(f"no record {args.seq}; {ledger.path} has 0 to {len(records) - 1}")
     record = records[args.seq]
+    if record.kind == "patch":
+        from jaxlm.research.desk.person import coloured
+
+        print("\n".join(coloured(record.body["diff"], sys.stdout.isatty())))
+        return 0
     print(json.dumps({"kind": record.kind, "hash": record.hash, **record.body}, indent=2))
     return 0
 

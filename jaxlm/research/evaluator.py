@@ -64,7 +64,7 @@ def evaluate_run(
         "flops": resolved.train_flops_per_token * resolved.total_tokens,
         "checkpoint_sha256": file_sha256(manifest),
         "params_sha256": _parameters(run),
-        "valid_sha256": _validation_text(data),
+        "valid_sha256": validation_text(data),
         "evaluator": evaluator(),
     }
 
@@ -74,6 +74,11 @@ def _check_whole(directory: Path, run: TrainedRun) -> None:
     num_steps = run.config.train.num_steps
     if run.step != num_steps:
         raise RunError(f"{directory}: the checkpoint holds {run.step} updates, not {num_steps}")
+    check_rows(directory, num_steps)
+
+
+def check_rows(directory: Path, num_steps: int) -> None:
+    """Raises RunError for telemetry without every update, or with a loss that is not finite."""
     rows = latest_rows(directory, "train")
     if [row["step"] for row in rows] != list(range(1, num_steps + 1)):
         raise RunError(f"{directory}: telemetry does not hold updates 1 to {num_steps}, each once")
@@ -99,7 +104,7 @@ def _parameters(run: TrainedRun) -> str:
     return digest.hexdigest()
 
 
-def _validation_text(data: PreparedData) -> str:
+def validation_text(data: PreparedData) -> str:
     """sha256 over the packed validation rows of all corpora."""
     digest = hashlib.sha256()
     for corpus in data.corpora:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from jaxlm.config import RunConfig, identity
 from jaxlm.core.canonical import content_id
@@ -31,8 +32,10 @@ def training_code() -> str:
 
 @functools.cache
 def evaluator() -> str:
-    """sha256 over what judges a run: the evaluator's own source on top of the training code's."""
-    own = _sources([Path(__file__).parent / "evaluator.py"])
+    """sha256 over what judges a run: the evaluators' own source on top of the training code's."""
+    here = Path(__file__).parent
+    judges = [here / "evaluator.py", *here.glob("patch/*.py"), *here.glob("sandbox/*.py")]
+    own = _sources(judges)
     return content_id({"evaluator": own, "code": training_code()})
 
 
@@ -44,9 +47,15 @@ def rules() -> str:
     return content_id(_sources(parts))
 
 
-def run_id(config: RunConfig, data_id: str) -> str:
-    """sha256, 64 hex digits."""
-    return content_id({"config": identity(config), "code": training_code(), "data": data_id})
+def run_id(config: RunConfig, data_id: str, patch: str | None = None) -> str:
+    """sha256, 64 hex digits.  patch: its id, of a run whose code it changes."""
+    return run_id_of(config, training_code(), data_id, patch)
+
+
+def run_id_of(config: RunConfig, code: str, data_id: str | None, patch: str | None) -> str:
+    """Of a run by other code than today's."""
+    parts: dict[str, Any] = {"config": identity(config), "code": code, "data": data_id}
+    return content_id(parts if patch is None else parts | {"patch": patch})
 
 
 def _sources(paths: Iterable[Path]) -> dict[str, str]:

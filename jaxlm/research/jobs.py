@@ -29,6 +29,8 @@ class JobRun:
     run_id: str
     directory: Path
     until: int | None = None  # updates after which it is to stop; None: the whole run
+    diff: str | None = None  # of the code, which nobody trusts; trained in the sandbox (patch/)
+    is_weaker_allowed: bool = False  # for such a run, one wall where the machine lacks the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,8 @@ def read_job(path: Path) -> Job:
             run["run_id"],
             Path(run["directory"]),
             run.get("until"),
+            run.get("diff"),
+            run.get("is_weaker_allowed", False),
         )
         for run in plain["runs"]
     )

@@ -13,7 +13,8 @@ from jaxlm.data.prepare import prepare
 from jaxlm.research import fingerprint
 from jaxlm.research.budget import Budget, check
 from jaxlm.research.jobs import JobRun, with_seed
-from jaxlm.research.records import BASELINE, Arm, Protocol, Search, Stage, body
+from jaxlm.research.patch.diff import patch_id
+from jaxlm.research.records import BASELINE, Arm, Protocol, Search, Stage, arm_id, body
 from jaxlm.telemetry.registry import METRICS
 
 CURVE_FRACS = (0.25, 0.5)  # of the baseline's updates: with the whole, a curve of three lengths
@@ -28,6 +29,8 @@ class Setting:
     name: str
     changes: dict[str, str]
     config: RunConfig
+    diff: str | None = None  # of the code, where `changes` name a patch
+    is_weaker_allowed: bool = False  # it may be run behind one wall
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +109,21 @@ def plan(
     if search is None:
         check(protocol)
     configs = {s.name: s.config for s in (*settings, *curve)}
-    runs = {(a, s): job_run(configs[a], s, project, telling) for a, s in protocol.runs}
+    code = {s.name: (s.diff, s.is_weaker_allowed) for s in (*settings, *curve)}
+    runs = {(a, s): job_run(configs[a], s, project, telling, *code[a]) for a, s in protocol.runs}
     return Plan(protocol, runs)
 
 
-def job_run(config: RunConfig, seed: int, project: Path, telling: Telling = None) -> JobRun:
+def job_run(
+    config: RunConfig, seed: int, project: Path, telling: Telling = None, diff: str | None = None,
+    is_weaker_allowed: bool = False,
+) -> JobRun:  # fmt: skip
     """The run of a config with a seed, in the directory that its id names."""
     config = with_seed(_bare(config), seed)
-    run_id = fingerprint.run_id(config, prepare(config.data, progress=telling).data_id)
-    return JobRun(config, run_id, project / "runs" / run_id[:16])
+    patch = None if diff is None else patch_id(diff)
+    run_id = fingerprint.run_id(config, prepare(config.data, progress=telling).data_id, patch)
+    directory = project / "runs" / run_id[:16]
+    return JobRun(config, run_id, directory, None, diff, is_weaker_allowed)
 
 
 def flops(config: RunConfig) -> float:
@@ -134,7 +143,7 @@ def check_distinct(settings: Sequence[Setting]) -> None:
     """Raises ConfigError for arms that are one config under two names, or a lone baseline."""
     names: dict[str, str] = {}
     for setting in settings:
-        same = names.setdefault(setting.config.config_id, setting.name)
+        same = names.setdefault(_arm(setting).config_id, setting.name)
         if same != setting.name:
             raise ConfigError(
                 f"arms {same!r} and {setting.name!r} are the same config; nothing was run: "
@@ -173,7 +182,8 @@ def _bare(config: RunConfig) -> RunConfig:
 
 
 def _arm(setting: Setting) -> Arm:
-    return Arm(name=setting.name, changes=setting.changes, config_id=setting.config.config_id)
+    name = arm_id(setting.config.config_id, setting.changes)
+    return Arm(name=setting.name, changes=setting.changes, config_id=name)
 
 
 def _shortened(config: RunConfig) -> list[Setting]:

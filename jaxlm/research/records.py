@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxlm.core.canonical import content_id, to_jsonable
 
 BASELINE = "baseline"
+PATCH = "patch"  # among an arm's changes, the id of a diff of the code (patch/diff.py)
 Stage = Literal["pilot", "screen", "gate", "confirmation", "search"]
 
 
@@ -20,7 +21,12 @@ class Arm:
 
     name: str
     changes: dict[str, str]  # field -> gin expression; {} for the baseline
-    config_id: str  # of the arm's config with the first seed
+    config_id: str  # of the arm's config with the first seed (arm_id)
+
+
+def arm_id(config_id: str, changes: dict[str, str]) -> str:
+    """What tells arms apart: the config's id, and with a patch its id too."""
+    return content_id([config_id, changes[PATCH]]) if PATCH in changes else config_id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxlm.config import identity
 from jaxlm.core.canonical import canonical_json, content_id, file_sha256, to_jsonable
 from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research import fingerprint
 from jaxlm.research.desk import gates
 from jaxlm.research.desk.signing import read_key
 from jaxlm.research.ledger import FIRST, Ledger, Record, parse, seal
-from jaxlm.research.records import protocol_from
+from jaxlm.research.records import PATCH, protocol_from
 from jaxlm.research.stories import story_problems
 from jaxlm.telemetry.writer import latest_rows
 from jaxlm.train.run_dir import load_config, read_json
@@ -50,10 +49,14 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
     key = read_key()
     if key is not None:  # elsewhere nobody can tell a signature from another
         yield from gates.fold(records, key)[1]
-    codes = {r.body.get("id"): r.body.get("code") for r in records if r.kind == "protocol"}
+    codes = {
+        (r.body.get("id"), arm.get("name")): (r.body.get("code"), arm["changes"].get(PATCH))
+        for r in records if r.kind == "protocol" for arm in (*r.body["arms"], *r.body["curve"])
+    }  # fmt: skip
     for record in records:
         if record.kind == "run" and record.body.get("status") in ("completed", "stopped"):
-            yield from _directory(record, project, str(codes.get(record.body.get("protocol"))))
+            code = codes.get((record.body.get("protocol"), record.body.get("arm")), (None, None))
+            yield from _directory(record, project, *code)
 
 
 def _link(record: Record, number: int, previous: str, line: bytes) -> Iterator[str]:
@@ -104,7 +107,7 @@ def _outcomes(records: list[Record]) -> Iterator[str]:
             yield f"record {record.seq}: its verdicts do not follow from the runs"
 
 
-def _directory(record: Record, project: Path, code: str) -> Iterator[str]:
+def _directory(record: Record, project: Path, code: str | None, patch: str | None) -> Iterator[str]:
     body, where = record.body, f"record {record.seq}"
     path, found = project / str(body["directory"]), body["evaluation"]
     if not path.exists():
@@ -116,15 +119,18 @@ def _directory(record: Record, project: Path, code: str) -> Iterator[str]:
     except (RunError, ConfigError) as e:
         yield f"{where}: {e}"
         return
-    parts = {"config": identity(config), "code": code, "data": env.get("data_id")}
-    if content_id(parts) != body["run_id"]:
+    expected = fingerprint.run_id_of(config, str(code), env.get("data_id"), patch)
+    if expected != body["run_id"]:
         yield f"{where}: config, code and data of {path} are not those of run {body['run_id'][:12]}"
     if found is None:  # stopped on its way
         yield from _reading(record, path, config.train.num_steps)
         return
     manifest = path / "checkpoints" / f"{found['step']:08d}" / "manifest.json"
+    params = manifest.with_name("params.npy")  # of a patched run; else the manifest seals the files
     if not manifest.exists() or file_sha256(manifest) != found["checkpoint_sha256"]:
         yield f"{where}: the checkpoint in {path} is not the one that was judged"
+    elif patch and (not params.exists() or file_sha256(params) != found["params_sha256"]):
+        yield f"{where}: the parameters in {path} are not those that were judged"
 
 
 def _reading(record: Record, path: Path, num_steps: int) -> Iterator[str]:

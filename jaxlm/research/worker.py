@@ -46,6 +46,10 @@ class Announcer(PlainDisplay):
 def train(job: Job, out: TextIO = sys.stdout) -> None:
     """Trains what is not finished.  A run that diverges says so in its summary.json."""
     waiting = [run for run in job.runs if not is_finished(run)]
+    for run in waiting:
+        if run.diff is not None:
+            _train_patched(run, out)
+    waiting = [run for run in waiting if run.diff is None]
     how = job.how
     if how == "auto":
         how = "in turn" if jax.default_backend() == "cpu" else "together"
@@ -71,9 +75,18 @@ def _train_in_turn(runs: list[JobRun], out: TextIO) -> None:
                 return
 
 
+def _train_patched(run: JobRun, out: TextIO) -> None:
+    from jaxlm.research.patch.host import train_patched
+
+    train_patched(run, lambda step: _tell(out, run=str(run.directory), step=step))
+
+
 def evaluate(job: Job, out: TextIO = sys.stdout) -> None:
     """One JSON line for each run: its evaluation, or why it has none."""
-    for runs in by_program(job.runs):
+    for run in job.runs:
+        if run.diff is not None:
+            _judge_patched(run, out)
+    for runs in by_program(run for run in job.runs if run.diff is None):
         trainer = _trainer(runs[0])
         for run in runs:
             try:
@@ -81,6 +94,15 @@ def evaluate(job: Job, out: TextIO = sys.stdout) -> None:
                 _tell(out, run=str(run.directory), evaluation=found)
             except (RunError, CheckpointError) as e:
                 _tell(out, run=str(run.directory), error=str(e))
+
+
+def _judge_patched(run: JobRun, out: TextIO) -> None:
+    from jaxlm.research.patch.judge import judge_patched
+
+    try:
+        _tell(out, run=str(run.directory), evaluation=judge_patched(run))
+    except RunError as e:
+        _tell(out, run=str(run.directory), error=f"{run.directory}: {e}")
 
 
 def is_finished(run: JobRun) -> bool:

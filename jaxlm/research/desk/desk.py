@@ -31,10 +31,13 @@ from jaxlm.research.desk.views import (
     RecordView,
     RunView,
     Said,
+    SourceView,
     StatusView,
 )  # fmt: skip
 from jaxlm.research.ledger import Ledger, Record
+from jaxlm.research.patch.diff import NOTHING, PATHS, changed_files, meaning, patch_id
 from jaxlm.research.readable import line
+from jaxlm.research.records import PATCH
 
 Load = Callable[[Sequence[str], Sequence[str]], RunConfig]  # gin files and overrides
 Kind = Literal["read", "enqueue", "gated"]
@@ -93,11 +96,17 @@ class Desk:
         assert standing.project is not None
         texts = list(standing.project["overrides"])
         for adoption in standing.adopted:
-            texts += fields.statements(adoption["changes"])
+            texts += _statements(adoption["changes"])
         texts += scale
         if changes is not None:
-            texts += fields.statements(changes)
+            texts += _statements(changes)
         return self.load(standing.project["config"], texts)
+
+    def paths(self) -> tuple[str, ...]:
+        """What a patch may touch: as a person listed it, else a safe few."""
+        standing = self.standing()
+        assert standing.project is not None
+        return tuple(standing.project.get("paths", PATHS))
 
     # -- read ----------------------------------------------------------------------------------
 
@@ -143,6 +152,15 @@ class Desk:
         return fields.views(self.config())
 
     @verb("read")
+    def source(self, path: str = "") -> SourceView:
+        """A file that a patch may change, as it is now; without a path, which files there are.
+
+        Args:
+            path: such as jaxlm/nn/mlp.py
+        """
+        return reading.source(self.paths(), path)
+
+    @verb("read")
     def ideas(self) -> list[IdeaView]:
         """Ideas of the library that apply to the project's config, the most promising first."""
         return drafting.ideas(self)
@@ -163,8 +181,36 @@ class Desk:
             low: lower end of an interval that holds the effect 9 times in 10
             high: its upper end
         """
+        fields.statements(changes)  # a patch has a verb of its own
         proposal, repeats = drafting.propose(self, title, changes, why, (effect, low, high))
         if repeats is None:
+            self.ledger.append("proposal", {"id": proposal.id, **to_jsonable(proposal)})
+        return _proposal_view(proposal, repeats)
+
+    @verb("enqueue")
+    def patch(
+        self, title: str, diff: str, why: str, effect: float, low: float, high: float
+    ) -> ProposalView:
+        """Put one change of the code on the list, with a test of it; nothing of it is run here.
+
+        Args:
+            title: a few words
+            diff: unified, of files that `source` lists, and new tests tests/patches/test_NAME.py
+            why: the reason, naming findings, runs or records
+            effect: expected change of the metric, negative is better
+            low: lower end of an interval that holds the effect 9 times in 10
+            high: its upper end
+        """
+        files, what = changed_files(diff, self.paths()), meaning(diff)
+        if what == NOTHING:
+            raise ConfigError(f"the patch {plain(title, 80)!r} changes nothing that is computed")
+        name = patch_id(diff)
+        proposal, repeats = drafting.propose(
+            self, title, {PATCH: name}, why, (effect, low, high), what
+        )
+        if repeats is None:
+            body = {"id": name, "diff": diff, "files": files, "meaning": what, "by": self.seat}
+            gates.append(self.ledger, read_key(), "patch", body)
             self.ledger.append("proposal", {"id": proposal.id, **to_jsonable(proposal)})
         return _proposal_view(proposal, repeats)
 
@@ -243,6 +289,12 @@ def verbs(desk: Desk) -> dict[str, Callable[..., Any]]:
     """Name -> bound method, reading ones first; `kind` of each says what it may do."""
     found = [getattr(desk, name) for name in vars(Desk) if hasattr(getattr(Desk, name), "kind")]
     return {method.__name__: method for method in found}
+
+
+def _statements(changes: dict[str, str]) -> list[str]:
+    """Gin text of a change; a patch has none."""
+    plain_changes = {field: value for field, value in changes.items() if field != PATCH}
+    return fields.statements(plain_changes) if plain_changes or not changes else []
 
 
 def _proposal_view(proposal: Proposal, repeats: str | None) -> ProposalView:

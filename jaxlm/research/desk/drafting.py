@@ -18,7 +18,8 @@ from jaxlm.research.desk.quoting import plain
 from jaxlm.research.desk.rank import Belief, score, updated
 from jaxlm.research.desk.records import Changes, Draft, DraftArm, Proposal
 from jaxlm.research.desk.views import IdeaView
-from jaxlm.research.records import BASELINE
+from jaxlm.research.patch.diff import changed_files
+from jaxlm.research.records import BASELINE, PATCH, arm_id
 
 if TYPE_CHECKING:
     from jaxlm.research.desk.desk import Desk
@@ -43,9 +44,12 @@ def flops(config: RunConfig) -> float:
 
 
 def propose(
-    desk: "Desk", title: str, changes: Changes, why: str, predicted: tuple[float, float, float]
-) -> tuple[Proposal, str | None]:
+    desk: "Desk", title: str, changes: Changes, why: str, predicted: tuple[float, float, float],
+    meaning: str | None = None,
+) -> tuple[Proposal, str | None]:  # fmt: skip
     """A proposal, and the name of what it repeats or None.  Writes nothing.
+
+    meaning: of the patch among the changes, where there is one
 
     Raises ConfigError for fields that may not be changed, values out of range, and an interval
     that does not hold the effect.
@@ -55,6 +59,8 @@ def propose(
         raise ConfigError(f"the interval {low:g} to {high:g} must hold the effect {effect:g}")
     base, config = desk.config(), desk.config(changes)
     change = novelty.difference(base, config)
+    if meaning is not None:
+        change[PATCH] = meaning
     if not change:
         raise ConfigError(f"{plain(title, 80)!r} changes nothing that is computed")
     sd = max((high - low) / (2 * 1.6449), 1e-9)
@@ -114,10 +120,17 @@ def tried(desk: "Desk") -> Tried:
             changes = [(a["name"], a["changes"]) for a in record.body["arms"] if a["changes"]]
         for name, change in changes:
             try:
-                found.append((name, novelty.difference(desk.config(), desk.config(change))))
+                found.append((name, _difference(desk, change)))
             except ConfigError:  # a field that only a person may vary, or one that is gone
                 continue
     return [(name, difference) for name, difference in found if difference]
+
+
+def _difference(desk: "Desk", changes: Changes) -> novelty.Difference:
+    code = {}
+    if PATCH in changes and changes[PATCH] in (patches := desk.standing().patches):
+        code[PATCH] = patches[changes[PATCH]]["meaning"]
+    return novelty.difference(desk.config(), desk.config(changes)) | code
 
 
 def effects(desk: "Desk") -> list[tuple[set[str], Belief]]:
@@ -132,7 +145,7 @@ def effects(desk: "Desk") -> list[tuple[set[str], Belief]]:
             low, high = verdict.get("low"), verdict.get("high")
             if changes and verdict["effect"] is not None and low is not None and high is not None:
                 try:
-                    fields = set(novelty.difference(desk.config(), desk.config(changes)))
+                    fields = set(_difference(desk, changes))
                 except ConfigError:
                     continue
                 found.append((fields, Belief(verdict["effect"], max(high - low, 1e-9) / 3.92)))
@@ -182,7 +195,11 @@ def draft(
         hypothesis=plain(hypothesis, 300),
         proposals=tuple(p["id"] for p in chosen),
         arms=tuple(
-            DraftArm(name=p["title"], changes=p["changes"], config_id=config.config_id)
+            DraftArm(
+                name=p["title"],
+                changes=p["changes"],
+                config_id=arm_id(config.config_id, p["changes"]),
+            )
             for p, config in zip(chosen, configs, strict=True)
         ),
         base=base.config_id,
@@ -221,14 +238,27 @@ def _problems(desk: "Desk", draft: Draft) -> Iterator[str]:
     known = {arm["config_id"] for p in asked for arm in p["arms"] if arm["changes"]}
     for arm in draft.arms:
         config = desk.config(arm.changes)
-        if config.config_id != arm.config_id:
+        if arm_id(config.config_id, arm.changes) != arm.config_id:
             yield f"{arm.name}: its config is not the one that was proposed"
         share = flops(config) / flops(base)
         if share > FAIR:
             yield f"{arm.name}: costs {share:.2f} of the baseline's FLOPs; more than {FAIR} is unfair"
         if arm.config_id in known:
             yield f"{arm.name}: was tried before"
+        if PATCH in arm.changes:
+            yield from _patch_problems(desk, arm)
     assert standing.project is not None
     left = standing.project["max_flops"] - standing.flops
     if draft.flops > left:
         yield f"needs {draft.flops:.3g} FLOPs; the project has {left:.3g} left"
+
+
+def _patch_problems(desk: "Desk", arm: DraftArm) -> Iterator[str]:
+    known = desk.standing().patches.get(arm.changes[PATCH])
+    if known is None:
+        yield f"{arm.name}: its patch is not in the ledger"
+        return
+    try:
+        changed_files(known["diff"], desk.paths())
+    except ConfigError as e:
+        yield f"{arm.name}: {e}"

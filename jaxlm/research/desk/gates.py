@@ -4,6 +4,9 @@
     drafted -> checked -> approved -> running -> reviewed -> confirmed -> adopted
                    \\-> refused
 
+A draft with code from a model stays "checked" until a person let it be tried behind walls (trial) and
+it passed (tested); only then may a person approve it.
+
 All of it follows from the ledger's records by one fold, so the rule that lets a step through and
 the rule that finds one that should not have happened are the same.  Standard library only.
 """
@@ -13,17 +16,18 @@ import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from jaxlm.core.canonical import to_jsonable
+from jaxlm.core.canonical import content_id, to_jsonable
 from jaxlm.core.errors import RunError
 from jaxlm.research.desk.signing import is_signed
 from jaxlm.research.ledger import Ledger, Record
+from jaxlm.research.records import PATCH
 
 State = Literal[
     "drafted", "checked", "approved", "refused", "running", "reviewed", "confirmed", "adopted"
 ]
 KINDS = (
     "project", "diagnosis", "proposal", "draft", "check", "consent", "refusal", "start", "outcome",
-    "adoption", "envelope", "halt", "resume", "call",
+    "adoption", "envelope", "halt", "resume", "call", "patch", "trial", "tested",
 )  # fmt: skip
 
 
@@ -34,6 +38,10 @@ class Standing:
     project: dict[str, Any] | None = None
     drafts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     states: dict[str, State] = dataclasses.field(default_factory=dict)
+    patches: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    trials: set[str] = dataclasses.field(default_factory=set)  # drafts whose code may be tried
+    tested: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    consents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     kept: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # draft -> arms
     envelopes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     enveloped: dict[str, float] = dataclasses.field(default_factory=dict)  # FLOPs approved in each
@@ -74,7 +82,7 @@ def _is_of_draft(record: Record) -> bool:
 def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | None:
     """Why a record may not stand here; None where it may."""
     body, kind = record.body, record.kind
-    if kind in ("project", "envelope", "resume", "adoption") and not is_by_person:
+    if kind in ("project", "envelope", "resume", "adoption", "trial") and not is_by_person:
         return "is not signed by a person"
     if kind in ("project", "diagnosis", "proposal", "halt", "resume"):
         return None
@@ -85,7 +93,12 @@ def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | No
         return None if state == "running" else f"of a protocol whose draft is {state}, not running"
     if kind == "call":
         return _call_obstacle(standing, body)
+    if kind == "patch":
+        return None if content_id(body["diff"]) == body["id"] else "is not the one of its id"
     if kind == "draft":
+        unknown = patches_of(body) - standing.patches.keys()
+        if unknown:
+            return f"names patch {min(unknown)[:12]}, which is not in the ledger"
         return "was drafted before" if body["id"] in standing.drafts else None
     if body["draft"] not in standing.drafts:
         return "of a draft that is not in the ledger"
@@ -94,6 +107,8 @@ def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | No
         return _consent_obstacle(standing, record, state, is_by_person)
     if kind == "start":
         return _start_obstacle(standing, record, state)
+    if kind in ("trial", "tested"):
+        return _trial_obstacle(standing, record, state)
     wanted: dict[str, tuple[State, ...]] = {
         "check": ("drafted",),
         "outcome": ("running",),
@@ -113,12 +128,35 @@ def _consent_obstacle(
     body = record.body
     if state != "checked":
         return f"of a draft that is {state}, not checked"
+    draft = standing.drafts[body["draft"]]
+    if patches_of(draft) and body["draft"] not in standing.tested:
+        return "of a draft with code that was not tried"
     if is_by_person:
         return None
+    if patches_of(draft):
+        return "is not signed by a person, and no envelope covers code"
     envelope = standing.envelopes.get(body.get("envelope", ""))
     if envelope is None:
         return "is not signed by a person, and names no envelope that is"
-    return outside(standing, envelope, standing.drafts[body["draft"]], record.time)
+    return outside(standing, envelope, draft, record.time)
+
+
+def _trial_obstacle(standing: Standing, record: Record, state: State) -> str | None:
+    draft = record.body["draft"]
+    if state != "checked":
+        return f"of a draft that is {state}, not checked"
+    if not patches_of(standing.drafts[draft]):
+        return "of a draft without code"
+    if record.kind == "tested":
+        return None if draft in standing.trials else "of code that no person let be tried"
+    if standing.is_halted:
+        return "while the kill switch is on; `jaxlm research resume` turns it off"
+    return None
+
+
+def patches_of(draft: dict[str, Any]) -> set[str]:
+    """Ids of the patches that a draft's arms hold."""
+    return {arm["changes"][PATCH] for arm in draft["arms"] if PATCH in arm["changes"]}
 
 
 def outside(
@@ -176,8 +214,17 @@ def _apply(standing: Standing, record: Record) -> None:
             standing.drafts[body["id"]], standing.states[body["id"]] = body, "drafted"
         case "check":
             standing.states[body["draft"]] = "refused" if body["problems"] else "checked"
+        case "patch":
+            standing.patches.setdefault(body["id"], body)
+        case "trial":
+            standing.trials.add(body["draft"])
+        case "tested":
+            standing.tested[body["draft"]] = body
+            if body["problems"]:
+                standing.states[body["draft"]] = "refused"
         case "consent":
             standing.states[body["draft"]] = "approved"
+            standing.consents[body["draft"]] = body
             name = body.get("envelope")
             if name:
                 flops = standing.drafts[body["draft"]]["flops"]

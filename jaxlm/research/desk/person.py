@@ -9,15 +9,17 @@ asks at the terminal too, and has the answer typed in its page (dash/doors.py): 
 import getpass
 import time
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from jaxlm.core.canonical import to_jsonable
+from jaxlm.core.canonical import to_jsonable, write_atomic
 from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research.desk import drafting, gates
 from jaxlm.research.desk.desk import Desk
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.desk.records import Envelope, Project
 from jaxlm.research.desk.signing import append_signed, own_key, read_key
+from jaxlm.research.records import PATCH
+from jaxlm.research.sandbox import sandbox
 from jaxlm.telemetry.readable import number
 
 Ask = Callable[[str, str], bool]  # what is asked, and the answer that means yes
@@ -52,16 +54,62 @@ def begin(desk: Desk, project: Project) -> None:
     append_signed(desk.ledger, "project", project, own_key())
 
 
-def approve(desk: Desk, prefix: str, ask: Ask = at_terminal, at: str = TERMINAL) -> bool:
-    """Shows a draft and asks; False where the person did not agree."""
+def approve(
+    desk: Desk,
+    prefix: str,
+    ask: Ask = at_terminal,
+    at: str = TERMINAL,
+    is_weaker_allowed: bool = False,
+) -> bool:
+    """Shows a draft and asks; False where the person did not agree.
+
+    With code from a model it asks twice: whether the code may be tried behind the sandbox's walls, and,
+    once its tests and its cost are known, whether the draft may run.
+    is_weaker_allowed: one wall will do for that code, where this machine lacks the other; is recorded
+    """
     name = desk.find_draft(prefix)
     standing = desk.standing()
     state = standing.states[name]
     if state != "checked":
         raise RunError(f"draft {name[:12]} is {state}, not checked; there is nothing to approve")
+    patches = gates.patches_of(standing.drafts[name])
+    if (
+        patches
+        and name not in standing.tested
+        and not _trial(desk, name, ask, at, is_weaker_allowed)
+    ):
+        return False
     if not ask("\n".join(described(desk, name)), name[:6]):
         return False
-    append_signed(desk.ledger, "consent", {"draft": name, "by": _who(), "at": at}, own_key())
+    body: dict[str, Any] = {"draft": name, "by": _who(), "at": at}
+    if patches:
+        body |= {"is_weaker_allowed": is_weaker_allowed, "walls": sandbox.level()}
+    append_signed(desk.ledger, "consent", body, own_key())
+    return True
+
+
+def _trial(desk: Desk, name: str, ask: Ask, at: str, is_weaker_allowed: bool) -> bool:
+    """Lets a draft's code be tried, and records what came of it; False where the person would not.
+
+    Raises RunError for code that failed: its draft is refused.
+    """
+    from jaxlm.research.patch.trial import try_patch
+
+    text = "may this code be tried in the sandbox? its tests and a few updates; nothing is kept"
+    if not ask("\n".join([*described(desk, name), text]), "try"):
+        return False
+    append_signed(desk.ledger, "trial", {"draft": name, "by": _who(), "at": at}, own_key())
+    standing, config = desk.standing(), desk.config()
+    problems, trials = list[str](), {}
+    for patch in sorted(gates.patches_of(standing.drafts[name])):
+        found = try_patch(config, standing.patches[patch]["diff"], is_weaker_allowed)
+        problems += [f"patch {patch[:12]}: {problem}" for problem in found.problems]
+        trials[patch] = {**to_jsonable(found), "lines": found.lines()}
+    gates.append(
+        desk.ledger, read_key(), "tested", {"draft": name, "trials": trials, "problems": problems}
+    )
+    if problems:
+        raise RunError(f"draft {name[:12]} is refused: {'; '.join(problems)}")
     return True
 
 
@@ -74,12 +122,31 @@ def described(desk: Desk, name: str) -> list[str]:
     for arm in draft["arms"]:
         changes = ", ".join(f"{field} = {value}" for field, value in arm["changes"].items())
         lines.append(f"  {arm['name']}: {changes}")
+        if PATCH in arm["changes"]:
+            patch = standing.patches[arm["changes"][PATCH]]
+            lines += coloured(patch["diff"])
+        trial = standing.tested.get(name, {}).get("trials", {}).get(arm["changes"].get(PATCH))
+        lines += [f"  {line}" for line in (trial or {}).get("lines", [])]
     effect, low, high = draft["predicted"]
     lines += [
         f"  {len(draft['arms'])} arms and the baseline, {draft['seeds']} seeds, {draft['confirm']} fresh",
         f"  expected of the best: {effect:+.4f} {draft['metric']}, {low:+.4f} to {high:+.4f}",
         f"  at most {number(draft['flops'])}FLOPs; the project has {number(left)}FLOPs left",
     ]
+    return lines
+
+
+COLOURS = {"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}  # added, removed, place
+HEAD = "\x1b[1m"
+
+
+def coloured(diff: str, has_colours: bool = True) -> list[str]:
+    """A diff for a terminal, which nothing in it can steer."""
+    lines = []
+    for line in diff.splitlines():
+        safe = "".join(c if c.isprintable() else " " for c in line.expandtabs(4))
+        colour = HEAD if line.startswith(("+++", "---")) else COLOURS.get(line[:1], "")
+        lines.append(f"{colour}{safe}\x1b[0m" if colour and has_colours else safe)
     return lines
 
 
@@ -100,10 +167,17 @@ def adopt(desk: Desk, prefix: str, arm: str, ask: Ask = at_terminal, at: str = T
         raise ConfigError(f"arm {arm!r} was not kept; kept: {', '.join(kept)}")
     changes = next(a["changes"] for a in standing.drafts[name]["arms"] if a["name"] == arm)
     told = ", ".join(f"{field} = {value}" for field, value in changes.items())
+    if PATCH in changes:
+        told += "; its code you apply yourself, with git apply"
     if not ask(f"adopt {arm!r} of draft {name[:12]} into the project's config: {told}", name[:6]):
         return False
     body = {"draft": name, "arm": arm, "changes": changes, "by": _who(), "at": at}
     append_signed(desk.ledger, "adoption", body, own_key())
+    if PATCH in changes:
+        folder = desk.project / "patches"
+        folder.mkdir(exist_ok=True)
+        diff = standing.patches[changes[PATCH]]["diff"]
+        write_atomic(folder / f"{changes[PATCH][:12]}.diff", diff.encode())
     return True
 
 

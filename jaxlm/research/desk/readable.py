@@ -59,8 +59,13 @@ def _call(b: Body) -> str:
     return f"{b['call']}  {b['model']} {b['status']}, {b['usd']:.4f} USD: {how}"
 
 
+def _patch(b: Body) -> str:
+    return f"{b['id'][:12]}  {', '.join(b['files'])}; by {b['by']}"
+
+
 LINES: dict[str, Callable[[Body], str]] = {
     "project": _project, "diagnosis": _diagnosis, "proposal": _proposal, "draft": _draft,
     "check": _check, "consent": _by, "refusal": _by, "start": _by, "outcome": _outcome,
     "adoption": _adoption, "envelope": _envelope, "halt": _by, "resume": _by, "call": _call,
+    "patch": _patch, "trial": _by, "tested": _check,
 }  # fmt: skip

@@ -10,7 +10,15 @@ from jaxlm.core.errors import ConfigError, RunError, UserError
 from jaxlm.core.typed import nearest
 from jaxlm.research.desk.gates import Standing
 from jaxlm.research.desk.quoting import is_name, plain, quoted
-from jaxlm.research.desk.views import Curve, DraftView, FindingView, RunView, StatusView
+from jaxlm.research.desk.views import (
+    Curve,
+    DraftView,
+    FindingView,
+    RunView,
+    SourceView,
+    StatusView,
+)
+from jaxlm.research.fingerprint import KERNELS, PACKAGE
 from jaxlm.telemetry.registry import spec_of
 from jaxlm.telemetry.writer import latest_rows
 from jaxlm.train.run_dir import read_json
@@ -119,6 +127,21 @@ def diagnose(path: Path) -> list[FindingView]:
         )
         for found in findings_of(path)
     ]
+
+
+def source(paths: Sequence[str], path: str) -> SourceView:
+    """Raises ConfigError for a file that a patch may not change."""
+    root = PACKAGE.parent
+    covers = lambda name: any(name == p or (p.endswith("/") and name.startswith(p)) for p in paths)
+    files = sorted(
+        str(p.relative_to(root)) for top in (PACKAGE, KERNELS) for p in top.rglob("*.py")
+    )
+    files = [name for name in files if covers(name)]
+    if not path:
+        return SourceView("", "", files)
+    if path not in files:
+        raise ConfigError(f"{plain(path, 80)!r} is not to be patched; {nearest(path[:80], files)}")
+    return SourceView(path, (root / path).read_text(encoding="utf-8"), [])
 
 
 def _evidence(e: Any) -> str:

@@ -14,6 +14,9 @@
     envelope    drafts within it need no further approval                           signed
     halt, resume  the kill switch; anybody may halt, a person resumes               (resume) signed
     call        one call of a model: tokens, cost, how it ended
+    patch       a diff of the code, by its hash; a proposal with {"patch": id} asks what it does
+    trial       a person lets a draft's code be tried in the sandbox: its tests, a few updates  signed
+    tested      what came of that; a problem, and the draft goes no further
 
 Standard library only.
 """
@@ -21,8 +24,9 @@ Standard library only.
 import dataclasses
 
 from jaxlm.core.canonical import content_id
+from jaxlm.research.patch.diff import PATHS
 
-Changes = dict[str, str]  # field -> gin expression
+Changes = dict[str, str]  # field -> gin expression; or "patch" -> its id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Project:
     max_flops: float
     max_usd: float  # paid to a model's provider
     max_hours: float  # from the first start on
+    paths: tuple[str, ...] = PATHS  # what a patch may touch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.config import RunConfig
 from jaxlm.core.canonical import content_id
 from jaxlm.core.errors import RunError
 from jaxlm.research import fingerprint
@@ -20,8 +21,9 @@ from jaxlm.research.budget import Budget
 from jaxlm.research.campaign import Question, Stage, run_campaign
 from jaxlm.research.desk import drafting, gates
 from jaxlm.research.desk.signing import read_key
+from jaxlm.research.patch.diff import changed_files
 from jaxlm.research.plan import Rules, Seeds, Setting
-from jaxlm.research.records import BASELINE
+from jaxlm.research.records import BASELINE, PATCH, arm_id
 from jaxlm.research.runner import Means
 
 if TYPE_CHECKING:
@@ -83,12 +85,25 @@ def _watched(desk: "Desk") -> Iterator[None]:
         done.set()
 
 
+def _setting(
+    desk: "Desk", draft: dict[str, Any], arm: dict[str, Any], config: RunConfig
+) -> Setting:
+    """Raises ConfigError for a patch that may not be tried any more."""
+    if PATCH not in arm["changes"]:
+        return Setting(arm["name"], arm["changes"], config)
+    standing = desk.standing()
+    diff = standing.patches[arm["changes"][PATCH]]["diff"]
+    changed_files(diff, desk.paths())
+    weaker = bool(standing.consents.get(draft["id"], {}).get("is_weaker_allowed"))
+    return Setting(arm["name"], arm["changes"], config, diff, weaker)
+
+
 def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
     base = desk.config()
     configs = {arm["name"]: desk.config(arm["changes"]) for arm in draft["arms"]}
     now = {
         "base": base.config_id,
-        "arms": [configs[arm["name"]].config_id for arm in draft["arms"]],
+        "arms": [arm_id(configs[arm["name"]].config_id, arm["changes"]) for arm in draft["arms"]],
         "data_id": drafting.data_id(base),
         "code": fingerprint.training_code(),
         "evaluator": fingerprint.evaluator(),
@@ -102,10 +117,10 @@ def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
             f"draft {draft['id'][:12]} is not what was approved any more ({what} changed); draft it anew"
         )
     settings = [Setting(BASELINE, {}, base)]
-    settings += [Setting(a["name"], a["changes"], configs[a["name"]]) for a in draft["arms"]]
+    settings += [_setting(desk, draft, arm, configs[arm["name"]]) for arm in draft["arms"]]
     promote = tuple(draft["promote"])
     larger = [
-        Setting(s.name, s.changes, desk.config(s.changes or None, promote))
+        dataclasses.replace(s, config=desk.config(s.changes or None, promote))
         for s in (settings if promote else [])
     ]
     rules = Rules(

@@ -102,6 +102,15 @@ class FindingView:
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceView:
+    """A file of the code; or, without a path, the files that a patch may change."""
+
+    path: str
+    text: str
+    files: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Said:
     """The answer of a step that only leaves a record."""
 

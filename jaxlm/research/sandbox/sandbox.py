@@ -4,9 +4,11 @@
 Two walls, one inside the other: namespaces of its own (users, processes, network, mounts: `unshare` of
 util-linux), then Landlock and limits (walls.py).  Outside, a watch counts memory, processes and bytes
 on disk, and ends the whole tree.  Which walls stood is part of the result; with none, nothing runs.
+Its processor time is counted from outside too: no clock of its own is asked.
 Standard library only.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -18,13 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxlm.core.errors import RunError
 from jaxlm.research.sandbox import walls
 
+Process = subprocess.Popen[bytes]
+Talk = Callable[[Process], None]  # over its stdin and stdout
 Level = Literal["namespaces and landlock", "landlock", "namespaces", "none"]
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/dev/null",
           "/dev/urandom", "/dev/zero", "/sys/devices/system", "/proc")  # fmt: skip
@@ -53,6 +57,7 @@ class Result:
     output: str
     ended_by: str | None
     level: Level
+    cpu_s: float  # of all its processes, as last seen
 
 
 @functools.cache
@@ -69,12 +74,14 @@ def level() -> Level:
 
 def run(
     command: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits,
-    is_weaker_allowed: bool = False,
+    is_weaker_allowed: bool = False, talk: Talk | None = None,
 ) -> Result:  # fmt: skip
     """Runs `command` in `folder`, the only place where it can write.
 
     readable:           what it may read besides the system and this Python
     is_weaker_allowed:  go on with one wall where the machine lacks the other
+    talk:               speaks with it over pipes; what it raises ends the command.  Then only
+                        stderr is output.  None: no input, and stdout is output too
 
     Raises RunError where no wall stands, or only one and that was not allowed.
     """
@@ -88,15 +95,27 @@ def run(
         spec = Path(aside) / "spec.json"
         spec.write_text(json.dumps(_spec(command, folder, readable, limits, stands)))
         shell = UNSHARE if "namespaces" in stands else ()
+        pipe = subprocess.DEVNULL if talk is None else subprocess.PIPE
         process = subprocess.Popen(
             [*shell, sys.executable, "-I", "-S", str(Path(walls.__file__)), str(spec)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            stdin=pipe, stdout=output if talk is None else pipe, stderr=output,
             env=_environment(folder), start_new_session=True,
         )  # fmt: skip
-        ended_by = _watch(process, folder, Path(output.name), limits)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, process:
+            watch = pool.submit(_watch, process, folder, Path(output.name), limits)
+            try:
+                if talk is not None:
+                    talk(process)
+            except BaseException:
+                _kill(process)
+                raise
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+            ended_by, cpu = watch.result()
         output.seek(0)
         text = output.read(limits.output_bytes).decode("utf-8", "replace")
-    return Result(process.returncode, text, ended_by, stands)
+    return Result(process.returncode, text, ended_by, stands, cpu)
 
 
 def _spec(
@@ -125,13 +144,14 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _watch(
-    process: "subprocess.Popen[bytes]", folder: Path, output: Path, limits: Limits
-) -> str | None:
-    """Waits for the end, and brings it about where a limit is passed; names that limit."""
-    end, ended_by = time.monotonic() + limits.wall_s, None
+    process: Process, folder: Path, output: Path, limits: Limits
+) -> tuple[str | None, float]:
+    """Waits for the end, and brings it about where a limit is passed: that limit, and CPU seconds."""
+    end, ended_by, cpu = time.monotonic() + limits.wall_s, None, 0.0
     try:
         while process.poll() is None and ended_by is None:
             time.sleep(LOOK_S)
+            cpu = max(cpu, cpu_s(process.pid))
             if time.monotonic() > end:
                 ended_by = "wall time"
             elif output.stat().st_size > limits.output_bytes:
@@ -146,10 +166,20 @@ def _watch(
                     ended_by = "memory"
     finally:
         _kill(process)
-    return ended_by
+    return ended_by, cpu
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process, its children, and those that they waited for."""
+    ticks = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError, ValueError):
+            stat = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, stat[11:15]))  # its own, in user and system mode, and those
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _kill(process: Process) -> None:
     """The first process of a namespace takes all others with it; else each is killed by name."""
     pids = list(_tree(process.pid))
     for pid in reversed(pids):

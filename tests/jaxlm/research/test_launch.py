@@ -68,3 +68,17 @@ def test_what_is_not_installed_is_told_with_the_extra(monkeypatch: pytest.Monkey
         with pytest.raises(ConfigError) as error:
             Workers(1, where)
         assert extra in str(error.value)
+
+
+def test_a_worker_is_told_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real child, in the place of Python, writes down all that it was told."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/told\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "sk-ant-secret-of-a-person")
+    launch.run_job("train", tmp_path / "job.json", lambda news: None)
+    told = (tmp_path / "told").read_text()
+    assert "PATH=" in told
+    assert "sk-ant-secret" not in told

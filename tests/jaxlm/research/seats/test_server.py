@@ -40,11 +40,12 @@ async def use_every_tool(client: Any) -> dict[str, Any]:
         found[name] = answer
         return answer.structured_content
 
-    for name in ("status", "log", "runs", "fields", "ideas"):
+    for name in ("status", "log", "runs", "fields", "source", "ideas"):
         await call(name)
     await call("curve", run="nobody")
     await call("diagnose", run="nobody")
     proposal = await call("propose", **CHANGE)
+    await call("patch", title="x", diff="no diff", why="", effect=0.0, low=-0.1, high=0.1)
     draft = await call("draft", proposals=[proposal["id"]], hypothesis="it helps")
     await call("run", draft=draft["id"])
     await call("halt", why="enough")
@@ -54,7 +55,8 @@ async def use_every_tool(client: Any) -> dict[str, Any]:
 def check(found: dict[str, Any], desk: Desk) -> None:
     assert set(found) == set(verbs(desk))
     refused = {name for name, answer in found.items() if answer.is_error}
-    assert refused == {"curve", "diagnose", "run"}
+    assert refused == {"curve", "diagnose", "patch", "run"}
+    assert "does not apply" in found["patch"].content[0].text
     assert "not approved" in found["run"].content[0].text
     assert found["draft"].structured_content["state"] == "checked"
     assert "OptimConfig.b1" in json.dumps(found["fields"].structured_content)
@@ -74,7 +76,7 @@ def test_every_tool_in_memory(tmp_path: Path) -> None:
         async with mcp.Client(server.build_server(desk)) as client:
             tools = {t.name: t for t in (await client.list_tools()).tools}
             assert {n for n, t in tools.items() if t.annotations.read_only_hint} == {
-                "status", "log", "runs", "curve", "diagnose", "fields", "ideas",
+                "status", "log", "runs", "curve", "diagnose", "fields", "source", "ideas",
             }  # fmt: skip
             assert not {"approve", "adopt", "resume", "refuse", "envelope"} & set(tools)
             return await use_every_tool(client)
