@@ -106,6 +106,7 @@ def _belief(
 def tried(desk: "Desk") -> Tried:
     """Everything proposed or asked before, as differences to the config that it was asked of."""
     found: Tried = []
+    base = desk.config()
     for record in desk.records():
         changes = []
         if record.kind == "proposal":
@@ -114,7 +115,7 @@ def tried(desk: "Desk") -> Tried:
             changes = [(a["name"], a["changes"]) for a in record.body["arms"] if a["changes"]]
         for name, change in changes:
             try:
-                found.append((name, novelty.difference(desk.config(), desk.config(change))))
+                found.append((name, novelty.difference(base, desk.config(change))))
             except ConfigError:  # a field that only a person may vary, or one that is gone
                 continue
     return [(name, difference) for name, difference in found if difference]
@@ -126,13 +127,14 @@ def effects(desk: "Desk") -> list[tuple[set[str], Belief]]:
         (p["id"], arm["name"]): arm["changes"] for p in desk.ledger.of_kind("protocol") for arm in p["arms"]
     }  # fmt: skip
     found = []
+    base = desk.config()
     for review in desk.ledger.of_kind("review"):
         for verdict in review["verdicts"]:
             changes = arms.get((review["protocol"], verdict["arm"]), {})
             low, high = verdict.get("low"), verdict.get("high")
             if changes and verdict["effect"] is not None and low is not None and high is not None:
                 try:
-                    fields = set(novelty.difference(desk.config(), desk.config(changes)))
+                    fields = set(novelty.difference(base, desk.config(changes)))
                 except ConfigError:
                     continue
                 found.append((fields, Belief(verdict["effect"], max(high - low, 1e-9) / 3.92)))
@@ -212,7 +214,18 @@ def check(desk: "Desk", draft: Draft) -> list[str]:
 
 
 def _problems(desk: "Desk", draft: Draft) -> Iterator[str]:
-    base, standing = desk.config(), desk.standing()
+    from jaxlm.research.desk import trials
+
+    yield from trials.problems(desk, draft) if draft.widths else _question_problems(desk, draft)
+    standing = desk.standing()
+    assert standing.project is not None
+    left = standing.project["max_flops"] - standing.flops
+    if draft.flops > left:
+        yield f"needs {draft.flops:.3g} FLOPs; the project has {left:.3g} left"
+
+
+def _question_problems(desk: "Desk", draft: Draft) -> Iterator[str]:
+    base = desk.config()
     if draft.base != base.config_id:
         yield "its baseline is not the project's config any more"
     if len({arm.config_id for arm in draft.arms} | {draft.base}) != len(draft.arms) + 1:
@@ -228,7 +241,3 @@ def _problems(desk: "Desk", draft: Draft) -> Iterator[str]:
             yield f"{arm.name}: costs {share:.2f} of the baseline's FLOPs; more than {FAIR} is unfair"
         if arm.config_id in known:
             yield f"{arm.name}: was tried before"
-    assert standing.project is not None
-    left = standing.project["max_flops"] - standing.flops
-    if draft.flops > left:
-        yield f"needs {draft.flops:.3g} FLOPs; the project has {left:.3g} left"
