@@ -190,6 +190,7 @@ def test_the_gates_let_no_other_unsigned_adoption_through() -> None:
     assert "kill switch" in str(judged(dataclasses.replace(standing, is_halted=True)))
 
 
+@pytest.mark.slow
 def test_a_stop_anywhere_ends_as_if_there_had_been_none(
     workshop: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
