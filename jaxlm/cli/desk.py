@@ -96,6 +96,9 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
     )
     made["envelope"].add_argument("--flops", type=float, required=True, metavar="X")
     made["envelope"].add_argument("--hours", type=float, required=True, metavar="X")
+    made["envelope"].add_argument(
+        "--adopt", action="store_true", help="what is confirmed on fresh seeds is adopted too"
+    )
     made["halt"].add_argument("--why", default="", help="the reason; kept")
 
 
@@ -125,7 +128,9 @@ def run(args: argparse.Namespace) -> int:
     agreed = {
         "approve": lambda: person.approve(desk, args.draft, is_weaker_allowed=args.weaker_walls),
         "adopt": lambda: person.adopt(desk, args.draft, args.arm),
-        "envelope": lambda: person.sign_envelope(desk, args.fields, args.flops, args.hours),
+        "envelope": lambda: person.sign_envelope(
+            desk, args.fields, args.flops, args.hours, adopts=args.adopt
+        ),
         "resume": lambda: person.resume(desk),
     }[args.verb]()
     return _say("done, and signed" if agreed else "left as it was")

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxlm.cli import desk
+from jaxlm.cli import desk, loop
 from jaxlm.cli.common import add_device_arguments, set_up_devices
 from jaxlm.core.errors import RunError
 
@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for verb in (log, show, verify):
         _add_project(verb)
     desk.add_verbs(verbs, _add_project)
+    whole = verbs.add_parser("loop", help=loop.HELP)
+    _add_project(whole)
+    loop.add_arguments(whole)
     for name, text in (("train", "train the runs of a job"), ("evaluate", "judge them")):
         worker = verbs.add_parser(name, help=f"worker: {text}")
         worker.add_argument("job", type=Path)
@@ -44,6 +47,8 @@ def _add_project(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.verb in desk.VERBS:
         return desk.run(args)
+    if args.verb == "loop":
+        return loop.run(args)
     if args.verb in ("train", "evaluate"):
         from jaxlm.research.launch import die_with
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -24,6 +25,7 @@ def is_config(declared: Any) -> TypeGuard[type]:
     return isinstance(declared, type) and dataclasses.is_dataclass(declared)
 
 
+@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """Name -> declared type of every field of a config dataclass."""
     hints = typing.get_type_hints(cls)

@@ -13,6 +13,8 @@ TITLE = {
     "gate": "at the larger scale, on other seeds",
     "confirmation": "on fresh seeds, which decided nothing: the gain that may be claimed",
     "search": "",
+    "ladder": "at a width from which the trial is forecast",
+    "trial": "at the largest width, on fresh seeds",
 }
 
 

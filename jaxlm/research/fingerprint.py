@@ -43,7 +43,12 @@ def evaluator() -> str:
 def rules() -> str:
     """sha256 over what turns losses into verdicts: statistics and policies."""
     here = Path(__file__).parent
-    parts = [*here.glob("stats/*.py"), *here.glob("policies/*.py"), here / "review.py"]
+    parts = [
+        *here.glob("stats/*.py"),
+        *here.glob("policies/*.py"),
+        here / "review.py",
+        here / "trial.py",
+    ]
     return content_id(_sources(parts))
 
 

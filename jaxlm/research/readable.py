@@ -13,7 +13,7 @@ def line(record: Record) -> str:
     body = record.body
     say = {
         "protocol": _protocol, "approval": _approval, "run": _run, "finding": _finding,
-        "review": _review,
+        "review": _review, "forecast": _forecast, "score": _score,
     } | LINES  # fmt: skip
     return printable(say[record.kind](body) if record.kind in say else str(body)[:80])
 
@@ -39,6 +39,23 @@ def _run(body: dict[str, Any]) -> str:
 def _finding(body: dict[str, Any]) -> str:
     noise = "unknown" if body["sigma"] is None else f"{body['sigma']:.4f} nats"
     return f"{body['protocol'][:12]}  noise {noise}; {body['problem'] or 'fit for comparisons'}"
+
+
+def _forecast(body: dict[str, Any]) -> str:
+    told = (
+        f"{k} {v['median']:.4g} ({v['low']:.4g} to {v['high']:.4g})"
+        for k, v in body["expected"].items()
+    )
+    return f"{body['protocol'][:12]}  expected: {'; '.join(told)}"
+
+
+def _score(body: dict[str, Any]) -> str:
+    high = "unknown" if body["high"] is None else f"{body['high']:.4g}"
+    held = sum(body["covered"].values())
+    return (
+        f"{body['protocol'][:12]}  {body['ratio']:.4g} of the tokens ({body['low']:.4g} to {high}); "
+        f"{held} of {len(body['covered'])} forecasts hold"
+    )
 
 
 def _review(body: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from jaxlm.core.canonical import content_id, to_jsonable
 
 BASELINE = "baseline"
 PATCH = "patch"  # among an arm's changes, the id of a diff of the code (patch/diff.py)
-Stage = Literal["pilot", "screen", "gate", "confirmation", "search"]
+Stage = Literal["pilot", "screen", "gate", "confirmation", "search", "ladder", "trial"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,30 @@ class Finding:
     slope: float | None  # nats per token that one more e-fold of training takes off
     fall: float | None  # the same as a share of the loss's whole fall
     problem: str | None  # None: fit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is expected of a trial's runs, fixed before the first of them (stats/forecast.py)."""
+
+    protocol: str  # of the trial
+    rests_on: tuple[str, ...]  # protocols of the ladder
+    expected: dict[str, dict[str, Any]]  # by quantity: median, low, high, reach, problem
+    by_width: dict[str, list[float]]  # the measured ratio of tokens at each step of the ladder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """What came out of a trial, beside its forecast."""
+
+    protocol: str
+    pairs: tuple[dict[str, Any], ...]  # by seed: the target, and each arm's tokens to it
+    ratio: float  # adopted tokens over the baseline's
+    low: float
+    high: float | None  # None: unknown, for an arm that did not arrive
+    not_reached: int
+    outcomes: dict[str, float]  # by quantity, as in the forecast
+    covered: dict[str, bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

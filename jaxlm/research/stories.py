@@ -10,7 +10,7 @@ from jaxlm.research.desk import gates
 from jaxlm.research.ledger import Record
 from jaxlm.research.records import Protocol, protocol_from
 
-KINDS = ("protocol", "approval", "run", "finding", "review")
+KINDS = ("protocol", "approval", "run", "finding", "review", "forecast", "score")
 Key = tuple[str, str, int, int, float]  # protocol, arm, seed, scale, fraction
 
 
@@ -20,6 +20,7 @@ def story_problems(records: Sequence[Record]) -> Iterator[str]:
     approved: set[str] = set()
     seen: set[Key] = set()
     judged: dict[str, Any] = {}
+    forecast: set[str] = set()
     for record in records:
         body, where = record.body, f"record {record.seq}"
         try:
@@ -42,8 +43,16 @@ def story_problems(records: Sequence[Record]) -> Iterator[str]:
                 if body["protocol"] not in approved:
                     yield f"{where}: run of a protocol that nobody approved"
                 yield from _run(record, protocols[body["protocol"]], seen, judged)
-            elif record.kind == "review" and _misses_runs(protocols[body["protocol"]], seen):
-                yield f"{where}: review before all runs of its protocol"
+            elif record.kind == "forecast":
+                if any(owner == body["protocol"] for owner, *_ in seen):
+                    yield f"{where}: forecast of runs that were there before it"
+                forecast.add(body["protocol"])
+            elif record.kind == "score" and body["protocol"] not in forecast:
+                yield f"{where}: score of a trial that nobody forecast"
+            elif record.kind == "finding":
+                continue
+            elif _misses_runs(protocols[body["protocol"]], seen):
+                yield f"{where}: {record.kind} before all runs of its protocol"
         except (KeyError, TypeError, ValueError) as e:
             yield f"{where}: {record.kind} lacks a field or holds another type: {e}"
 

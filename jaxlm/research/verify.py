@@ -46,6 +46,10 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
     yield from _head(ledger, records)
     problems = list(story_problems(records))
     yield from problems or _outcomes(records)
+    if not problems:
+        from jaxlm.research.trial import problems as trial_problems
+
+        yield from trial_problems(records, project, fingerprint.rules())
     key = read_key()
     if key is not None:  # elsewhere nobody can tell a signature from another
         yield from gates.fold(records, key)[1]

@@ -19,7 +19,7 @@ from jaxlm.core.canonical import to_jsonable
 from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research.desk import drafting, fields, gates, reading
 from jaxlm.research.desk.quoting import plain, quoted
-from jaxlm.research.desk.records import Proposal
+from jaxlm.research.desk.records import Draft, Proposal
 from jaxlm.research.desk.signing import read_key
 from jaxlm.research.desk.views import (
     Curve,
@@ -226,14 +226,7 @@ class Desk:
             seeds: of each arm, 2 to 16
             smallest_effect: what is less, in units of the metric, is not worth keeping
         """
-        draft = drafting.draft(self, proposals, hypothesis, seeds, smallest_effect)
-        problems = drafting.check(self, draft)
-        if draft.id not in self.standing().drafts:
-            key = read_key()
-            gates.append(self.ledger, key, "draft", {"id": draft.id, **to_jsonable(draft)})
-            gates.append(self.ledger, key, "check", {"draft": draft.id, "problems": problems})
-        self.approve_within_envelope(draft.id)
-        return reading.draft_view(self.standing(), draft.id, problems)
+        return self.enter(drafting.draft(self, proposals, hypothesis, seeds, smallest_effect))
 
     @verb("enqueue")
     def halt(self, why: str) -> Said:
@@ -271,6 +264,25 @@ class Desk:
     def find_proposals(self, prefixes: Sequence[str]) -> list[dict[str, Any]]:
         known = {p["id"]: p for p in self.ledger.of_kind("proposal")}
         return [known[_one(prefix, list(known), "proposal")] for prefix in prefixes]
+
+    def enter(self, draft: Draft) -> DraftView:
+        """Puts a draft on the list, checked, and approved where an envelope covers it."""
+        problems = drafting.check(self, draft)
+        if draft.id not in self.standing().drafts:
+            key = read_key()
+            gates.append(self.ledger, key, "draft", {"id": draft.id, **to_jsonable(draft)})
+            gates.append(self.ledger, key, "check", {"draft": draft.id, "problems": problems})
+        self.approve_within_envelope(draft.id)
+        return reading.draft_view(self.standing(), draft.id, problems)
+
+    def adopt_within_envelope(self, draft: str, arm: str) -> None:
+        """Makes a confirmed arm part of the config.  Raises RunError where no envelope says so."""
+        standing = self.standing()
+        name = standing.consented.get(draft, "")
+        arms = {a["name"]: a["changes"] for a in standing.drafts[draft]["arms"]}
+        by = f"envelope of {standing.envelopes.get(name, {}).get('by', 'nobody')}"
+        body = {"draft": draft, "arm": arm, "changes": arms[arm], "by": by, "envelope": name}
+        gates.append(self.ledger, read_key(), "adoption", body)
 
     def approve_within_envelope(self, draft: str) -> None:
         """Records the approval that a signed envelope gives, where one covers the draft."""

@@ -112,6 +112,7 @@ def _belief(
 def tried(desk: "Desk") -> Tried:
     """Everything proposed or asked before, as differences to the config that it was asked of."""
     found: Tried = []
+    base = desk.config()
     for record in desk.records():
         changes = []
         if record.kind == "proposal":
@@ -120,17 +121,17 @@ def tried(desk: "Desk") -> Tried:
             changes = [(a["name"], a["changes"]) for a in record.body["arms"] if a["changes"]]
         for name, change in changes:
             try:
-                found.append((name, _difference(desk, change)))
+                found.append((name, _difference(desk, base, change)))
             except ConfigError:  # a field that only a person may vary, or one that is gone
                 continue
     return [(name, difference) for name, difference in found if difference]
 
 
-def _difference(desk: "Desk", changes: Changes) -> novelty.Difference:
+def _difference(desk: "Desk", base: RunConfig, changes: Changes) -> novelty.Difference:
     code = {}
     if PATCH in changes and changes[PATCH] in (patches := desk.standing().patches):
         code[PATCH] = patches[changes[PATCH]]["meaning"]
-    return novelty.difference(desk.config(), desk.config(changes)) | code
+    return novelty.difference(base, desk.config(changes)) | code
 
 
 def effects(desk: "Desk") -> list[tuple[set[str], Belief]]:
@@ -139,13 +140,14 @@ def effects(desk: "Desk") -> list[tuple[set[str], Belief]]:
         (p["id"], arm["name"]): arm["changes"] for p in desk.ledger.of_kind("protocol") for arm in p["arms"]
     }  # fmt: skip
     found = []
+    base = desk.config()
     for review in desk.ledger.of_kind("review"):
         for verdict in review["verdicts"]:
             changes = arms.get((review["protocol"], verdict["arm"]), {})
             low, high = verdict.get("low"), verdict.get("high")
             if changes and verdict["effect"] is not None and low is not None and high is not None:
                 try:
-                    fields = set(_difference(desk, changes))
+                    fields = set(_difference(desk, base, changes))
                 except ConfigError:
                     continue
                 found.append((fields, Belief(verdict["effect"], max(high - low, 1e-9) / 3.92)))
@@ -229,7 +231,18 @@ def check(desk: "Desk", draft: Draft) -> list[str]:
 
 
 def _problems(desk: "Desk", draft: Draft) -> Iterator[str]:
-    base, standing = desk.config(), desk.standing()
+    from jaxlm.research.desk import trials
+
+    yield from trials.problems(desk, draft) if draft.widths else _question_problems(desk, draft)
+    standing = desk.standing()
+    assert standing.project is not None
+    left = standing.project["max_flops"] - standing.flops
+    if draft.flops > left:
+        yield f"needs {draft.flops:.3g} FLOPs; the project has {left:.3g} left"
+
+
+def _question_problems(desk: "Desk", draft: Draft) -> Iterator[str]:
+    base = desk.config()
     if draft.base != base.config_id:
         yield "its baseline is not the project's config any more"
     if len({arm.config_id for arm in draft.arms} | {draft.base}) != len(draft.arms) + 1:
@@ -247,10 +260,6 @@ def _problems(desk: "Desk", draft: Draft) -> Iterator[str]:
             yield f"{arm.name}: was tried before"
         if PATCH in arm.changes:
             yield from _patch_problems(desk, arm)
-    assert standing.project is not None
-    left = standing.project["max_flops"] - standing.flops
-    if draft.flops > left:
-        yield f"needs {draft.flops:.3g} FLOPs; the project has {left:.3g} left"
 
 
 def _patch_problems(desk: "Desk", arm: DraftArm) -> Iterator[str]:

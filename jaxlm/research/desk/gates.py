@@ -45,6 +45,7 @@ class Standing:
     kept: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # draft -> arms
     envelopes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     enveloped: dict[str, float] = dataclasses.field(default_factory=dict)  # FLOPs approved in each
+    consented: dict[str, str] = dataclasses.field(default_factory=dict)  # draft -> its envelope
     adopted: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     is_halted: bool = False
     first_start: float | None = None
@@ -82,7 +83,7 @@ def _is_of_draft(record: Record) -> bool:
 def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | None:
     """Why a record may not stand here; None where it may."""
     body, kind = record.body, record.kind
-    if kind in ("project", "envelope", "resume", "adoption", "trial") and not is_by_person:
+    if kind in ("project", "envelope", "resume", "trial") and not is_by_person:
         return "is not signed by a person"
     if kind in ("project", "diagnosis", "proposal", "halt", "resume"):
         return None
@@ -119,7 +120,24 @@ def obstacle(standing: Standing, record: Record, is_by_person: bool) -> str | No
         return f"of a draft that is {state}, not {' or '.join(wanted[kind])}"
     if kind == "adoption" and body["arm"] not in standing.kept[body["draft"]]:
         return f"of arm {body['arm']!r}, which was not kept"
+    if kind == "adoption" and not is_by_person:
+        return _adoption_obstacle(standing, record)
     return None
+
+
+def _adoption_obstacle(standing: Standing, record: Record) -> str | None:
+    """Of one that nobody signed: the envelope that let its draft run must say that it adopts too."""
+    body = record.body
+    name = standing.consented.get(body["draft"])
+    envelope = standing.envelopes.get(name) if name else None
+    if envelope is None or not envelope.get("adopts") or body.get("envelope") != name:
+        return "is not signed by a person, and its draft's envelope does not adopt"
+    if record.time > envelope["until"]:
+        return "comes after the envelope's end"
+    if standing.is_halted:
+        return "while the kill switch is on; `jaxlm research resume` turns it off"
+    arms = {arm["name"]: arm["changes"] for arm in standing.drafts[body["draft"]]["arms"]}
+    return None if arms[body["arm"]] == body["changes"] else "changes what its draft did not"
 
 
 def _consent_obstacle(
@@ -227,6 +245,7 @@ def _apply(standing: Standing, record: Record) -> None:
             standing.consents[body["draft"]] = body
             name = body.get("envelope")
             if name:
+                standing.consented[body["draft"]] = name
                 flops = standing.drafts[body["draft"]]["flops"]
                 standing.enveloped[name] = standing.enveloped.get(name, 0.0) + flops
         case "refusal":

@@ -182,9 +182,13 @@ def adopt(desk: Desk, prefix: str, arm: str, ask: Ask = at_terminal, at: str = T
 
 
 def sign_envelope(
-    desk: Desk, fields: Sequence[str], flops: float, hours: float, ask: Ask = at_terminal
-) -> bool:
-    """Drafts that vary only `fields` are approved without being asked about, within the limits."""
+    desk: Desk, fields: Sequence[str], flops: float, hours: float, ask: Ask = at_terminal,
+    *, adopts: bool = False,
+) -> bool:  # fmt: skip
+    """Drafts that vary only `fields` are approved without being asked about, within the limits.
+
+    adopts: and what they keep and confirm on fresh seeds may be adopted so.
+    """
     known = {view.field for view in desk.fields()}
     for field in fields:
         if field not in known:
@@ -192,11 +196,14 @@ def sign_envelope(
     if not (flops > 0 and hours > 0 and fields):
         raise ConfigError("an envelope needs fields, FLOPs and hours above 0")
     by = _who()
-    envelope = Envelope(fields=tuple(fields), flops=flops, until=time.time() + hours * 3600, by=by)
+    until = time.time() + hours * 3600
+    envelope = Envelope(fields=tuple(fields), flops=flops, until=until, by=by, adopts=adopts)
     text = (
         f"for {hours:g} hours, drafts that vary only {', '.join(fields)} need no further approval, "
         f"up to {number(flops)}FLOPs together"
     )
+    if adopts:
+        text += "; what they keep and confirm on fresh seeds is adopted without further question"
     if not ask(text, envelope.id[:6]):
         return False
     append_signed(desk.ledger, "envelope", {"id": envelope.id, **to_jsonable(envelope)}, own_key())

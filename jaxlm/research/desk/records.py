@@ -4,13 +4,15 @@
     project     the config to be improved, and how much may be spent on it         signed
     diagnosis   findings about a run
     proposal    one change, what it is expected to do, what it costs to find out
-    draft       the question that some proposals make: arms, seeds, rules, cost; an id by its hash
+    draft       the question that some proposals make: arms, seeds, rules, cost; an id by its hash.
+                Without arms it is a pilot of the project's config, with widths a trial (trial.py)
     check       what a program found wrong with a draft; nothing, or it goes no further
     consent     a person's, to that hash; or within an envelope that a person signed  signed
     refusal     a person's, with the reason
     start       the draft's runs may begin: its FLOPs are spent from here on
     outcome     what the runs showed: what is kept, and what a fresh confirmation claims
-    adoption    a kept change becomes part of the project's config                  signed
+    adoption    a kept change becomes part of the project's config; or within an
+                envelope that says so                                               signed
     envelope    drafts within it need no further approval                           signed
     halt, resume  the kill switch; anybody may halt, a person resumes               (resume) signed
     call        one call of a model: tokens, cost, how it ended
@@ -87,6 +89,7 @@ class Draft:
     code: str
     evaluator: str
     by: str
+    widths: tuple[float, ...] = ()  # of a trial: multiples of the config's own, the last forecast
 
     @property
     def id(self) -> str:
@@ -101,6 +104,7 @@ class Envelope:
     flops: float
     until: float  # unix seconds
     by: str
+    adopts: bool = False  # what such a draft keeps and confirms may be adopted too
 
     @property
     def id(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.research.ablation_page import effects
-from jaxlm.research.desk import drafting, gates, lint
+from jaxlm.research.desk import drafting, gates, lint, trial_report
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.ledger import Record
 from jaxlm.research.records import Protocol, Review, protocol_from
@@ -41,6 +41,7 @@ class Section:
     title: str
     lines: tuple[Line, ...]
     reviews: tuple[tuple[Protocol, Review], ...] = ()  # drawn as effects with intervals
+    figures: tuple[str, ...] = ()  # HTML
 
 
 def write_report(desk: "Desk", folder: Path) -> list[Path]:
@@ -79,6 +80,9 @@ def as_page(told: Sequence[Section]) -> str:
         title = markup(section.title.replace("`", ""))
         parts += [f"<h2>{title}</h2>", f'<div class="box"><ul>{items}</ul></div>']
         parts += [f'<div class="box">{effects(r, p)}</div>' for p, r in section.reviews]
+        if section.figures:
+            boxes = "".join(f'<div class="box">{figure}</div>' for figure in section.figures)
+            parts.append(f'<div class="grid">{boxes}</div>')
     return page("Research report · jaxlm", "\n".join(parts))
 
 
@@ -90,6 +94,7 @@ def sections(desk: "Desk") -> list[Section]:
     return [
         Section("The project", tuple(_project(records))),
         *drafts,
+        *_trial(records, desk.project),
         Section("Forecasts and outcomes", tuple(_forecasts(records)) or (Line("none yet"),)),
         Section("Cost", tuple(_cost(records)) or (Line("nothing was started"),)),
         Section("Next", tuple(_next(desk, standing))),
@@ -142,6 +147,14 @@ def _draft(record: Record, records: Sequence[Record], standing: gates.Standing) 
         lines.append(Line(f"kept in the end: {kept}", (outcome.seq,)))
     title = f"Draft `{body['id'][:12]}`"
     return Section(title, tuple(lines), tuple(reviews))
+
+
+def _trial(records: Sequence[Record], project: Path) -> Iterator[Section]:
+    told = [Line(words, seqs) for words, seqs in trial_report.lines(records)]
+    if told:
+        yield Section(
+            "The trial", tuple(told), figures=tuple(trial_report.figures(records, project))
+        )
 
 
 def _protocols(draft: str, records: Sequence[Record]) -> Iterator[Protocol]:

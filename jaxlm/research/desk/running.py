@@ -10,7 +10,7 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.config import RunConfig
@@ -18,13 +18,14 @@ from jaxlm.core.canonical import content_id
 from jaxlm.core.errors import RunError
 from jaxlm.research import fingerprint
 from jaxlm.research.budget import Budget
-from jaxlm.research.campaign import Question, Stage, run_campaign
-from jaxlm.research.desk import drafting, gates
+from jaxlm.research.campaign import Question, Stage, run_campaign, run_pilot
+from jaxlm.research.desk import drafting, gates, trials
 from jaxlm.research.desk.signing import read_key
 from jaxlm.research.patch.diff import changed_files
 from jaxlm.research.plan import Rules, Seeds, Setting
 from jaxlm.research.records import BASELINE, PATCH, arm_id
 from jaxlm.research.runner import Means
+from jaxlm.research.trial import run_trial
 
 if TYPE_CHECKING:
     from jaxlm.research.desk.desk import Desk
@@ -38,23 +39,45 @@ def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
     """
     standing = desk.standing()
     draft = standing.drafts[name]
-    question = _question(desk, draft)
+    carry_out = _carrier(desk, draft)
     if standing.states[name] != "running":
         gates.append(desk.ledger, read_key(), "start", {"draft": name, "by": desk.seat})
     means = dataclasses.replace(means, approved_by=f"draft {name}")
     with _watched(desk):
-        stages = run_campaign(question, means)
-    kept = [v["arm"] for v in stages[-1].review.verdicts if v["decision"] == "keep"]
-    body = {
+        stages = carry_out(means)
+    gates.append(desk.ledger, read_key(), "outcome", _outcome(name, draft, stages))
+    return stages
+
+
+def _outcome(name: str, draft: dict[str, Any], stages: list[Stage]) -> dict[str, Any]:
+    """A pilot has no stages, and a trial keeps nothing: what it tries was adopted before."""
+    is_question = bool(stages) and not draft.get("widths")
+    last = stages[-1].review if is_question else None
+    return {
         "draft": name,
         "protocols": [stage.protocol.id for stage in stages],
-        "kept": kept,
-        "is_confirmed": stages[-1].protocol.stage == "confirmation",
+        "kept": [v["arm"] for v in last.verdicts if v["decision"] == "keep"] if last else [],
+        "is_confirmed": is_question and stages[-1].protocol.stage == "confirmation",
         "is_exploratory": any(stage.review.is_exploratory for stage in stages),
-        "claim": stages[-1].review.claim,
+        "claim": last.claim if last else None,
     }
-    gates.append(desk.ledger, read_key(), "outcome", body)
-    return stages
+
+
+def _carrier(desk: "Desk", draft: dict[str, Any]) -> Callable[[Means], list[Stage]]:
+    """What a draft asks for, as it was approved."""
+    if draft.get("widths"):
+        _check_unchanged(draft, trials.configured(desk, {}), {})
+        widths = list(trials.widths_of(desk, draft))
+        return lambda means: run_trial(widths, Rules(metric=draft["metric"]), means)
+    question = _question(desk, draft)
+    if draft["arms"]:
+        return lambda means: run_campaign(question, means)
+
+    def pilot(means: Means) -> list[Stage]:
+        run_pilot(question.settings[0], question.rules, means)
+        return []
+
+    return pilot
 
 
 @contextlib.contextmanager
@@ -101,21 +124,7 @@ def _setting(
 def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
     base = desk.config()
     configs = {arm["name"]: desk.config(arm["changes"]) for arm in draft["arms"]}
-    now = {
-        "base": base.config_id,
-        "arms": [arm_id(configs[arm["name"]].config_id, arm["changes"]) for arm in draft["arms"]],
-        "data_id": drafting.data_id(base),
-        "code": fingerprint.training_code(),
-        "evaluator": fingerprint.evaluator(),
-    }
-    then = {k: draft[k] for k in now} | {"arms": [arm["config_id"] for arm in draft["arms"]]}
-    changed = [k for k in now if now[k] != then[k]]
-    body = {k: v for k, v in draft.items() if k != "id"}
-    if changed or content_id(body) != draft["id"]:
-        what = ", ".join(changed) or "its text"
-        raise RunError(
-            f"draft {draft['id'][:12]} is not what was approved any more ({what} changed); draft it anew"
-        )
+    _check_unchanged(draft, base, configs)
     settings = [Setting(BASELINE, {}, base)]
     settings += [_setting(desk, draft, arm, configs[arm["name"]]) for arm in draft["arms"]]
     promote = tuple(draft["promote"])
@@ -135,3 +144,26 @@ def _question(desk: "Desk", draft: dict[str, Any]) -> Question:
     return Question(
         settings=settings, larger=larger, seeds=Seeds(count=draft["seeds"]), rules=rules
     )
+
+
+def _check_unchanged(
+    draft: dict[str, Any], base: RunConfig, configs: Mapping[str, RunConfig]
+) -> None:
+    """configs: of the arms that are to be compared with what was approved, by name."""
+    now = {
+        "base": base.config_id,
+        "data_id": drafting.data_id(base),
+        "code": fingerprint.training_code(),
+        "evaluator": fingerprint.evaluator(),
+    }
+    changed = [k for k in now if now[k] != draft[k]]
+    for arm in draft["arms"]:
+        config = configs.get(arm["name"])
+        if config is not None and arm_id(config.config_id, arm["changes"]) != arm["config_id"]:
+            changed.append(arm["name"])
+    body = {k: v for k, v in draft.items() if k != "id"}
+    if changed or content_id(body) != draft["id"]:
+        what = ", ".join(changed) or "its text"
+        raise RunError(
+            f"draft {draft['id'][:12]} is not what was approved any more ({what} changed); draft it anew"
+        )
