@@ -137,7 +137,7 @@ def test_runs_of_one_program_depend_on_nothing_that_ran_before_them(
 
     furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
-    short = ["TrainConfig.num_steps=20", "TrainConfig.eval_every=10", "DataConfig.read_threads=1"]
+    short = ["TrainConfig.num_steps=90", "TrainConfig.eval_every=30", "DataConfig.read_threads=1"]
     base, faster, *_ = (s.config for s in idea_bank.settings(0, [*TINY, *short]))
     program = Program(base)
     first, other, again = program.run(base), program.run(faster), program.run(base)
