@@ -132,6 +132,8 @@ def _adoption_obstacle(standing: Standing, record: Record) -> str | None:
     envelope = standing.envelopes.get(name) if name else None
     if envelope is None or not envelope.get("adopts") or body.get("envelope") != name:
         return "is not signed by a person, and its draft's envelope does not adopt"
+    if patches_of(standing.drafts[body["draft"]]):
+        return "is not signed by a person, and no envelope adopts code"
     if record.time > envelope["until"]:
         return "comes after the envelope's end"
     if standing.is_halted:
