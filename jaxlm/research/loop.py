@@ -120,8 +120,10 @@ def _step(desk: Desk, terms: Terms, say: Say) -> bool:
         hypothesis = f"one of these lowers the loss: {titles}"
         made = drafting.draft(desk, chosen, hypothesis, terms.seeds, terms.smallest_effect)
         return _enter(desk, say, f"round {rounds + 1} of {terms.rounds}: {titles}", made)
-    if not standing.adopted:
-        say("nothing was adopted, so there is nothing to try at a larger size")
+    if not trials.adopted_changes(desk):
+        say(
+            "nothing was adopted of the config's fields, so there is nothing to try at a larger size"
+        )
         return False
     made = trials.trial(desk, terms.widths, terms.trial_seeds, terms.ladder_seeds)
     return _enter(desk, say, "trial at " + ", ".join(f"x{w:g}" for w in terms.widths), made)

@@ -13,7 +13,7 @@ from jaxlm.research import fingerprint
 from jaxlm.research.desk import drafting, fields
 from jaxlm.research.desk.records import Changes, Draft, DraftArm
 from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Seeds, Setting
-from jaxlm.research.records import BASELINE
+from jaxlm.research.records import BASELINE, PATCH
 from jaxlm.research.trial import ADOPTED, Width, scaled
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def trial(desk: "Desk", widths: Sequence[float], seeds: int, ladder_seeds: int) 
     """
     adopted = adopted_changes(desk)
     if not adopted:
-        raise RunError("nothing was adopted, so there is nothing to try at a larger size")
+        raise RunError(
+            "nothing was adopted of the config's fields, so there is nothing to try at a larger size"
+        )
     if len(widths) < 4 or list(widths) != sorted(set(widths)) or not widths[0] > 0:
         raise ConfigError(
             f"a trial takes 4 or more rising widths, 3 to forecast the last one from, got {widths}"
@@ -113,9 +115,10 @@ def problems(desk: "Desk", draft: Draft) -> Iterator[str]:
 
 
 def adopted_changes(desk: "Desk") -> Changes:
+    """Of the config.  Adopted code is in the tree by now: both sides of a trial run it."""
     changes: Changes = {}
     for adoption in desk.standing().adopted:
-        changes |= adoption["changes"]
+        changes |= {k: v for k, v in adoption["changes"].items() if k != PATCH}
     return changes
 
 

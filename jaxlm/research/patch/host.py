@@ -12,7 +12,9 @@ import json
 import math
 import os
 import shutil
+import stat
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +44,7 @@ FAIR_TIME = 1.5  # processor time, as a multiple of the clean code's; more buys 
 LEAST_S = 2.0  # of processor time: below it the comparison is noise
 MOST_PARAMS_BYTES = 4 << 30
 START_S = 600.0  # to import and compile
+GRACE_S = 3.0  # to end by itself, once it answers no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +92,27 @@ def converse(
     talk: Talk,
 ) -> Result:  # fmt: skip
     """Raises RunError for a guest that ends before the talk does, or badly."""
+    is_early = False
+
+    def whole(process: Process) -> None:
+        nonlocal is_early
+        try:
+            talk(process)
+        except (BrokenPipeError, EOFError):
+            is_early = True  # why, the end of its process tells; it has a moment to come to it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            sandbox.kill(process)
+
     command = guest_command(code, folder)
-    try:
-        found = sandbox.run(command, folder, [code, *readable], limits, is_weaker_allowed, talk)
-    except (BrokenPipeError, EOFError):
-        raise RunError("the patched code ended before it had answered") from None
+    found = sandbox.run(command, folder, [code, *readable], limits, is_weaker_allowed, whole)
     if found.ended_by is not None:
         raise RunError(f"the patched code was ended: it took too much {found.ended_by}")
-    if found.code:
+    if found.code > 0 and not (is_early and not found.output.strip()):
         last = (found.output.strip().splitlines() or ["it said nothing"])[-1]
         raise RunError(f"the patched code failed: {plain(last)}")
+    if is_early or found.code:
+        raise RunError("the patched code ended before it had answered")
     return found
 
 
@@ -109,6 +123,14 @@ def read(process: Process, size: int) -> bytes:
     if len(found) < size:
         raise EOFError
     return found
+
+
+def finish(process: Process) -> None:
+    """Raises RunError for a guest that has more to say than it was asked."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    if process.stdout.read(1):
+        raise RunError("the patched code answered more than it was asked")
 
 
 def write(process: Process, data: bytes) -> None:
@@ -149,6 +171,7 @@ def feed(
             tell(step + 1)
             if not math.isfinite(losses[-1]):
                 return
+        finish(process)
 
     bound = 1e6 if math.isinf(most_s) else most_s
     limits = Limits(wall_s=START_S + 20 * bound, cpu_s=int(START_S + 2 * bound))
@@ -168,11 +191,17 @@ def feed(
 
 def _claims(process: Process) -> dict[str, float]:
     assert process.stdout is not None
+    line = process.stdout.readline(4096)
+    if not line:
+        raise EOFError
     try:
-        told = json.loads(process.stdout.readline(4096))
-        return {name: float(told[name]) for name in ("params", "flops")}
-    except (ValueError, KeyError, TypeError):
-        raise EOFError from None
+        told = json.loads(line)
+        claims = {name: float(told[name]) for name in ("params", "flops")}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        claims = {"": math.nan}
+    if not all(0 <= claim < math.inf for claim in claims.values()):
+        raise RunError("the patched code gave no counts of its parameters and FLOPs")
+    return claims
 
 
 def _taken(path: Path) -> bytes:
@@ -181,6 +210,9 @@ def _taken(path: Path) -> bytes:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         raise RunError("the patched code left no parameters") from None
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise RunError("the patched code left something else than a file of parameters")
     with open(opened, "rb") as file:
         data = file.read(MOST_PARAMS_BYTES + 1)
     if len(data) > MOST_PARAMS_BYTES:

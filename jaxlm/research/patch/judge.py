@@ -32,7 +32,7 @@ from jaxlm.research.evaluator import check_rows, validation_text
 from jaxlm.research.fingerprint import evaluator, run_id
 from jaxlm.research.jobs import JobRun
 from jaxlm.research.patch.diff import patch_id
-from jaxlm.research.patch.host import converse, guest, guest_config, read, write
+from jaxlm.research.patch.host import converse, finish, guest, guest_config, read, write
 from jaxlm.research.sandbox.sandbox import Limits, Process
 from jaxlm.train.run_dir import CHECKPOINTS, load_config, read_json
 
@@ -124,6 +124,7 @@ def _asked(
             mine = order[begin : begin + ROWS]
             scores = _ask(process, [pieces[i] for i in mine], config.model.vocab_size)
             found.update(zip(mine, scores, strict=True))
+        finish(process)
 
     with guest(run.diff, spec) as (code, folder):
         ended = converse(code, folder, [params], LIMITS, run.is_weaker_allowed, talk)
@@ -145,7 +146,7 @@ def _ask(process: Process, pieces: Sequence[Piece], V: int) -> list[Scored]:
             if t < len(piece.targets):
                 log_p = distribution(answer[i])
                 nats[i].append(float(-log_p[piece.targets[t]]))
-                correct[i] += int(log_p[piece.targets[t]] >= log_p.max())
+                correct[i] += int(log_p.argmax() == piece.targets[t])  # all equal: one guess
     return [Scored(np.array(n), c) for n, c in zip(nats, correct, strict=True)]
 
 

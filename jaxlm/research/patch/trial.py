@@ -85,6 +85,7 @@ def _tests(diff: str, is_weaker_allowed: bool) -> tuple[str, list[str]]:
     """What pytest's last line says of the patch's own tests, and whether they failed."""
     with patched_copy(diff) as code, tempfile.TemporaryDirectory(prefix="jaxlm-guest-") as folder:
         options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(code)]
+        options += ["--confcutdir", str(code)]  # it may not look into the folders above
         start = f"import sys; sys.path.insert(0, {str(code)!r}); import pytest; "
         start += f"sys.exit(pytest.main({[*options, str(code / TESTS)]!r}))"
         command = [sys.executable, "-c", start]

@@ -107,7 +107,7 @@ def run(
                 if talk is not None:
                     talk(process)
             except BaseException:
-                _kill(process)
+                kill(process)
                 raise
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -165,7 +165,7 @@ def _watch(
                 elif sum(map(_memory, pids)) > limits.memory_bytes:
                     ended_by = "memory"
     finally:
-        _kill(process)
+        kill(process)
     return ended_by, cpu
 
 
@@ -179,7 +179,7 @@ def cpu_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _kill(process: Process) -> None:
+def kill(process: Process) -> None:
     """The first process of a namespace takes all others with it; else each is killed by name."""
     pids = list(_tree(process.pid))
     for pid in reversed(pids):
