@@ -101,7 +101,7 @@ def foretell(
         pairs = list(_pairs(protocol, runs_of(protocol, records), project))
         compute += [protocol.flops_per_run[BASELINE]] * len(pairs)
         ratios = [_reached(pair, protocol) for pair in pairs]
-        by_width[f"{protocol.flops_per_run[BASELINE]:.3g} FLOPs"] = ratios
+        by_width[size(protocol)] = ratios
         values.setdefault(RATIO, []).extend(map(math.log, ratios))
         for arm in (BASELINE, ADOPTED):
             values.setdefault(_final(arm, trial), []).extend(pair["final"][arm] for pair in pairs)
@@ -118,6 +118,11 @@ def foretell(
         expected=expected,
         by_width=by_width,
     )
+
+
+def size(protocol: Protocol) -> str:
+    """Names a width in `Forecast.by_width`; to look up by, for the ledger sorts its keys as text."""
+    return f"{protocol.flops_per_run[BASELINE]:.3g} FLOPs"
 
 
 def score(trial: Protocol, records: Sequence[Record], project: Path) -> Score:

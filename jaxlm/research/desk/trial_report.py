@@ -10,7 +10,7 @@ from jaxlm.core.errors import RunError
 from jaxlm.research.ledger import Record
 from jaxlm.research.records import BASELINE, Protocol, protocol_from
 from jaxlm.research.review import runs_of
-from jaxlm.research.trial import ADOPTED, RATIO, curve
+from jaxlm.research.trial import ADOPTED, RATIO, curve, size
 from jaxlm.telemetry.svg import Point, Series, line_chart
 
 Told = tuple[str, tuple[int, ...]]  # words, and the records behind them
@@ -89,7 +89,8 @@ def curves(trial: Protocol, records: Sequence[Record], project: Path) -> str:
 def ratios(scored: dict[str, Any], told: dict[str, Any], protocols: dict[str, Protocol]) -> str:
     """Over compute: each pair of the ladder, the forecast's interval, and what came out."""
     flops = lambda name: math.log10(protocols[name].flops_per_run[BASELINE])
-    steps = list(zip(map(flops, told["rests_on"]), told["by_width"].values(), strict=True))
+    of = lambda name: told["by_width"][size(protocols[name])]
+    steps = [(flops(name), of(name)) for name in told["rests_on"]]
     means = [(x, math.exp(sum(map(math.log, r)) / len(r))) for x, r in steps]
     spans = [Series("pairs of the ladder", _span(x, r), 0, is_faint=True) for x, r in steps]
     at, expected = flops(scored["protocol"]), told["expected"][RATIO]
