@@ -53,14 +53,13 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
     key = read_key()
     if key is not None:  # elsewhere nobody can tell a signature from another
         yield from gates.fold(records, key)[1]
-    codes = {
-        (r.body.get("id"), arm.get("name")): (r.body.get("code"), arm["changes"].get(PATCH))
-        for r in records if r.kind == "protocol" for arm in (*r.body["arms"], *r.body["curve"])
-    }  # fmt: skip
+    protocols = {r.body.get("id"): r.body for r in records if r.kind == "protocol"}
     for record in records:
         if record.kind == "run" and record.body.get("status") in ("completed", "stopped"):
-            code = codes.get((record.body.get("protocol"), record.body.get("arm")), (None, None))
-            yield from _directory(record, project, *code)
+            protocol = protocols.get(record.body.get("protocol"), {})
+            arms = {arm.get("name"): arm.get("changes", {}) for arm in protocol.get("arms", ())}
+            patch = arms.get(record.body.get("arm"), {}).get(PATCH)
+            yield from _directory(record, project, protocol.get("code"), patch)
 
 
 def _link(record: Record, number: int, previous: str, line: bytes) -> Iterator[str]:

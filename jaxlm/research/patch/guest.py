@@ -7,7 +7,7 @@ folder: no text, no validation rows, no clock that anybody believes.  host.py is
     train    batch (five arrays) -> loss (f32), again and again; at the end params.npy
     predict  columns (int32: how many), then each column of tokens (B,) -> log-probabilities (B, V)
 
-Legend: B rows  T positions  V vocabulary
+Legend: B rows  T positions  V vocabulary  D model width
 """
 
 import json
