@@ -59,23 +59,7 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
         "--count", type=int, default=4, help="at most (default %(default)s)"
     )
     add_seat_arguments(made["propose"])
-    made["patch"].add_argument(
-        "diff", type=Path, metavar="FILE", help="unified, as git diff makes it"
-    )
-    made["patch"].add_argument("--title", required=True, help="a few words")
-    made["patch"].add_argument("--why", default="", help="the reason; kept")
-    made["patch"].add_argument(
-        "--effect", default="-0.01,-0.05,0.03", metavar="E,LOW,HIGH",
-        help="expected change of bits per byte, and an interval that holds it (default %(default)s)",
-    )  # fmt: skip
-    made["approve"].add_argument(
-        "--weaker-walls", action="store_true",
-        help="one of namespaces and Landlock will do for code from a model; is recorded",
-    )  # fmt: skip
-    begin.add_argument(
-        "--patch-path", action="append", default=[], metavar="PATH",
-        help="what a patch of the code may touch, instead of layers, model and optimizer; repeatable",
-    )  # fmt: skip
+    _add_patch_arguments(made)
     made["draft"].add_argument(
         "proposals", nargs="*", metavar="PROPOSAL", help="default: all open ones"
     )
@@ -100,6 +84,27 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
         "--adopt", action="store_true", help="what is confirmed on fresh seeds is adopted too"
     )
     made["halt"].add_argument("--why", default="", help="the reason; kept")
+
+
+def _add_patch_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
+    """Of code from a model."""
+    made["patch"].add_argument(
+        "diff", type=Path, metavar="FILE", help="unified, as git diff makes it"
+    )
+    made["patch"].add_argument("--title", required=True, help="a few words")
+    made["patch"].add_argument("--why", default="", help="the reason; kept")
+    made["patch"].add_argument(
+        "--effect", default="-0.01,-0.05,0.03", metavar="E,LOW,HIGH",
+        help="expected change of bits per byte, and an interval that holds it (default %(default)s)",
+    )  # fmt: skip
+    made["approve"].add_argument(
+        "--weaker-walls", action="store_true",
+        help="one of namespaces and Landlock will do for code from a model; is recorded",
+    )  # fmt: skip
+    made["init"].add_argument(
+        "--patch-path", action="append", default=[], metavar="PATH",
+        help="what a patch of the code may touch, instead of layers, model and optimizer; repeatable",
+    )  # fmt: skip
 
 
 def add_seat_arguments(parser: argparse.ArgumentParser) -> None:
