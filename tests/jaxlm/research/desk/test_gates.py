@@ -109,32 +109,34 @@ def sealed(step: Step, before: tuple[Record, ...]) -> Record:
     return seal(len(before), float(len(before)), kind, plain, previous)
 
 
+MOVES = {
+    ("none", "draft"): "drafted", ("drafted", "check"): "checked",
+    ("drafted", "bad check"): "refused",
+    ("checked", "trial"): "checked", ("checked", "tested"): "checked",
+    ("checked", "bad tested"): "refused",
+    ("checked", "consent"): "approved",
+    ("checked", "enveloped consent"): "approved",
+    ("checked", "signed enveloped consent"): "approved",
+    ("drafted", "refusal"): "refused", ("checked", "refusal"): "refused",
+    ("approved", "refusal"): "refused", ("running", "refusal"): "refused",
+    ("approved", "start"): "running",
+    ("running", "outcome"): "confirmed",
+    ("running", "plain outcome"): "reviewed",
+    ("confirmed", "adoption"): "adopted",
+    ("confirmed", "enveloped adoption"): "adopted",
+}  # fmt: skip
+
+
 def allowed(steps: tuple[str, ...], has_code: bool) -> tuple[str, bool]:
     """The state of draft A and whether nothing forbidden was tried: the specification."""
     state, halted, clean = "none", False, True
     may_try = tried = is_enveloped = False
-    moves = {
-        ("none", "draft"): "drafted", ("drafted", "check"): "checked",
-        ("drafted", "bad check"): "refused",
-        ("checked", "trial"): "checked", ("checked", "tested"): "checked",
-        ("checked", "bad tested"): "refused",
-        ("checked", "consent"): "approved",
-        ("checked", "enveloped consent"): "approved",
-        ("checked", "signed enveloped consent"): "approved",
-        ("drafted", "refusal"): "refused", ("checked", "refusal"): "refused",
-        ("approved", "refusal"): "refused", ("running", "refusal"): "refused",
-        ("approved", "start"): "running",
-        ("running", "outcome"): "confirmed",
-        ("running", "plain outcome"): "reviewed",
-        ("confirmed", "adoption"): "adopted",
-        ("confirmed", "enveloped adoption"): "adopted",
-    }  # fmt: skip
     for step in steps:
         if step in ("halt", "resume"):
             halted = step == "halt"
             continue
         forbidden = [
-            (state, step) not in moves,
+            (state, step) not in MOVES,
             halted and step in ("start", "trial", "enveloped adoption"),
             not has_code and step in ("trial", "tested", "bad tested"),
             not may_try and step in ("tested", "bad tested"),
@@ -145,7 +147,7 @@ def allowed(steps: tuple[str, ...], has_code: bool) -> tuple[str, bool]:
         if any(forbidden):
             clean = False
             continue
-        state = moves[state, step]
+        state = MOVES[state, step]
         may_try |= step == "trial"
         tried |= step == "tested"
         is_enveloped |= step in ("enveloped consent", "signed enveloped consent")
