@@ -97,3 +97,8 @@ def num_parts(*mesh_axes: str) -> int:
     for axis in mesh_axes:
         parts *= sizes.get(axis, 1)
     return parts
+
+
+def is_on_mesh() -> bool:
+    """Whether the mesh that surrounds the trace has more than one device."""
+    return num_parts(*jax.sharding.get_abstract_mesh().axis_names) > 1
