@@ -72,6 +72,8 @@ class ShardReader:
         try:
             yield
         except RuntimeError as e:  # what ArrayRecord raises, for a file that is gone too
+            if "start new thread" in str(e):  # the machine's fault, not the file's
+                raise
             reason = str(e).partition(";")[0]
             folder = self._paths[0].parent
             raise DataError(

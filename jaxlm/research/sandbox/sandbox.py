@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,9 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--ipc", "--uts", "--fork",
            "--mount-proc", "--kill-child=KILL")  # fmt: skip
 LOOK_S = 0.1  # between two looks of the watch
+THREADS = (
+    16  # of each process, on average, where the kernel bounds what the watch would see too late
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,7 @@ def _spec(
         "namespaces": "namespaces" in stands,
         "cpu_s": limits.cpu_s,
         "file_bytes": limits.disk_bytes,
+        "tasks": THREADS * limits.processes,
         "environment": _environment(folder),
     }
 
@@ -159,7 +164,7 @@ def _watch(
             elif _disk(folder) > limits.disk_bytes:
                 ended_by = "disk"
             else:
-                pids = list(_tree(process.pid))
+                pids = list(itertools.islice(_tree(process.pid), limits.processes + 1))
                 if len(pids) > limits.processes:
                     ended_by = "processes"
                 elif sum(map(_memory, pids)) > limits.memory_bytes:
@@ -181,13 +186,17 @@ def cpu_s(pid: int) -> float:
 
 def kill(process: Process) -> None:
     """The first process of a namespace takes all others with it; else each is killed by name."""
-    pids = list(_tree(process.pid))
-    for pid in reversed(pids):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    _kill_all(itertools.islice(_tree(process.pid), 1, 2))
+    _kill_all(reversed(list(_tree(process.pid))))
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _kill_all(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _tree(root: int) -> Iterator[int]:

@@ -5,7 +5,7 @@
 
 Every file system but its folder read-only (in a mount namespace: Landlock knows nothing of chmod); no
 capabilities, no new privileges; Landlock (files by path, no TCP); limits of CPU time, file size, open
-files and core dumps.  The system calls have no wrapper in the standard library: landlock(7),
+files, processes and core dumps.  The system calls have no wrapper in the standard library: landlock(7),
 mount_setattr(2), capabilities(7).
 Run by file name, apart from the package: it must import nothing that the command could have changed.
 """
@@ -13,6 +13,7 @@ Run by file name, apart from the package: it must import nothing that the comman
 import ctypes
 import json
 import os
+import re
 import resource
 import stat
 import struct
@@ -26,6 +27,7 @@ VERSION_FLAG, PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEV = 1, 2, 4, 8, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+PID_MAX_BY_NAMESPACE, PIDS_RESERVED = (6, 14), 300  # Linux
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by version
 TCP, SIGNALS_AND_SOCKETS = 3, 3
 
@@ -80,13 +82,28 @@ def freeze(folder: str) -> None:
         _libc().prctl(DROP_CAPABILITY, capability, 0, 0, 0)
 
 
-def limit(cpu_s: int, file_bytes: int) -> None:
+def bound_tasks(most: int) -> None:
+    """At most so many processes and threads in this namespace of processes, whoever they run as.
+
+    The kernel's own limit per user spares root.  Numbers up to PIDS_RESERVED are given out once, so
+    that many more may be there.  An older kernel has one such number for the whole machine.
+    """
+    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= PID_MAX_BY_NAMESPACE:
+        with open("/proc/sys/kernel/pid_max", "w", encoding="ascii") as file:
+            file.write(str(PIDS_RESERVED + most))
+
+
+def limit(cpu_s: int, file_bytes: int, tasks: int | None) -> None:
+    """tasks: None where this user's other processes count, too."""
     for what, most in (
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_FSIZE, file_bytes),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 1024),
+        (resource.RLIMIT_NPROC, tasks),
     ):
+        if most is None:
+            continue
         hard = resource.getrlimit(what)[1]  # nobody may raise it
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (bound, bound))
@@ -95,14 +112,16 @@ def limit(cpu_s: int, file_bytes: int) -> None:
 def main(path: str) -> None:
     with open(path, encoding="utf-8") as file:
         spec: dict[str, Any] = json.load(file)
-    if spec["namespaces"]:
+    tasks = spec["tasks"] if spec["namespaces"] else None
+    if tasks is not None:
+        bound_tasks(tasks)
         freeze(spec["folder"])
     os.chdir(spec["folder"])
     if _libc().prctl(NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs")
     if spec["landlock"]:
         enter(spec["readable"], spec["writable"])
-    limit(spec["cpu_s"], spec["file_bytes"])
+    limit(spec["cpu_s"], spec["file_bytes"], tasks)
     os.closerange(3, 1024)
     os.execve(spec["command"][0], spec["command"], spec["environment"])
 

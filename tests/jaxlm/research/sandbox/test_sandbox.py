@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from jaxlm.core.errors import RunError
-from jaxlm.research.sandbox import sandbox
-from jaxlm.research.sandbox.sandbox import Limits, Result
+from jaxlm.research.sandbox import sandbox, walls
+from jaxlm.research.sandbox.sandbox import THREADS, Limits, Result
 
 pytestmark = pytest.mark.skipif(
     sandbox.level() != "namespaces and landlock", reason=f"this machine has {sandbox.level()}"
 )
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 SECRET = "sk-ant-secret-of-a-person"
 SMALL = Limits(wall_s=20, cpu_s=10, memory_bytes=600 << 20, processes=20, disk_bytes=20 << 20)
 
@@ -121,6 +122,21 @@ def test_what_it_takes_too_much_of_ends_it(work: Path, name: str) -> None:
     found = run(GREED[name], work, limits)
     assert found.ended_by == name
     assert len(found.output) <= 100_000
+
+
+@pytest.mark.skipif(KERNEL < (6, 14), reason="an older kernel spares root; the watch remains")
+def test_the_kernel_bounds_its_processes_before_the_watch_looks(work: Path) -> None:
+    """Else a bomb takes all process numbers of the machine in a tenth of a second."""
+    code = """
+import os, time
+for i in range(5000):
+    if os.fork() == 0:
+        open(str(i), "w").close()
+        time.sleep(30)
+"""
+    found = run(code, work, Limits(wall_s=20, processes=20))
+    assert found.code != 0
+    assert 0 < len(list(work.iterdir())) < 20 * THREADS + walls.PIDS_RESERVED
 
 
 def test_nothing_of_it_outlives_it(work: Path) -> None:
