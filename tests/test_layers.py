@@ -31,6 +31,7 @@ def test_imports_keep_the_contracts_of_setup_cfg() -> None:
     assert lint_imports(str(ROOT / "setup.cfg"), no_cache=True, no_logo=True) == 0
 
 
+@pytest.mark.slow
 def test_every_module_can_be_the_first_that_is_imported() -> None:
     code = """
 import importlib, sys

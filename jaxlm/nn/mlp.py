@@ -36,11 +36,32 @@ def _gelu_grad(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 
 gelu.defvjp(lambda x: (nn.gelu(x), x), _gelu_grad)
 
+
+@jax.custom_vjp
+def relu2(x: jax.Array) -> jax.Array:
+    """max(0, x)^2.  Source: arXiv:2109.08668.
+
+    Its gradient needs max(0, x) alone, where x and the places of the maximum would be stored too.
+    """
+    return jnp.square(nn.relu(x))
+
+
+def _relu2_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    positive = nn.relu(x)
+    return jnp.square(positive), positive
+
+
+def _relu2_grad(positive: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.optimization_barrier(2 * positive * dy),)
+
+
+relu2.defvjp(_relu2_fwd, _relu2_grad)
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "geglu": gelu,
     "swiglu": nn.silu,
-    "relu2": lambda x: jnp.square(nn.relu(x)),
+    "relu2": relu2,
 }
 
 

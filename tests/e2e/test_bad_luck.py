@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from jaxlm.telemetry import writer
 from jaxlm.train.checkpoint import list_checkpoints
 from tests.e2e.workshop import ROOT, free_port, furnish, process, refused, remount, small_disk, tree
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 CHECKPOINTS = Path("run/checkpoints")
 TRAIN = ["train", "base.gin", "--run", "run"]
 LONGER = ["--set", "TrainConfig.num_steps=8"]
@@ -55,7 +57,7 @@ def test_disk_full_while_data_is_prepared(capfd: pytest.CaptureFixture[str]) -> 
         assert main(TRAIN) == 0
 
 
-@pytest.mark.parametrize("room", [0, 500_000])
+@pytest.mark.parametrize("room", [0, slow(500_000)])
 def test_disk_full_while_a_checkpoint_is_written(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -84,9 +86,7 @@ def test_disk_full_while_a_checkpoint_is_written(
         assert list_checkpoints(CHECKPOINTS) == [6, 8]
 
 
-@pytest.mark.parametrize(
-    "room", [0, 12_000, *(pytest.param(r, marks=pytest.mark.slow) for r in (3_000, 40_000))]
-)
+@pytest.mark.parametrize("room", [0, *map(slow, (3_000, 12_000, 40_000))])
 def test_disk_that_fills_up_during_a_save(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -114,7 +114,7 @@ def test_disk_that_fills_up_during_a_save(
         assert list_checkpoints(CHECKPOINTS) == [6, 8]
 
 
-@pytest.mark.parametrize("room", [0, 200])
+@pytest.mark.parametrize("room", [slow(0), 200])
 def test_disk_full_while_a_row_of_telemetry_is_written(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -146,7 +146,7 @@ def test_disk_full_while_a_row_of_telemetry_is_written(
 
 
 @pytest.mark.parametrize("where", ["loop.append_json", "session.write_report"])
-@pytest.mark.parametrize("room", [0, 8_000])
+@pytest.mark.parametrize("room", [0, slow(8_000)])
 def test_disk_full_while_a_sample_or_the_report_is_written(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str, room: int
 ) -> None:

@@ -76,6 +76,7 @@ def signal_one(job: Job, process_id: int, number: int, step: int) -> tuple[int, 
     return finish(launcher)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_stops_both_and_a_finished_run_refuses_both(
     whole: Path, tiny_config: Path, tmp_path: Path
 ):

@@ -2,6 +2,7 @@
 """One row of one token at a time, on a mesh that was made for long batches."""
 
 import jax
+import pytest
 
 from jaxlm.generate import Generator, Sampling
 from jaxlm.model.config import ModelConfig
@@ -14,6 +15,7 @@ from jaxlm.train.setup import on_mesh
 MODEL = ModelConfig(vocab_size=64, num_layers=2, embed_dim=16, num_heads=2, ffn_dim=32)
 
 
+@pytest.mark.slow
 def test_stages_and_a_split_sequence_do_not_change_what_is_drawn() -> None:
     prompt, greedy, rng = [3, 5, 7, 11, 13], Sampling(temperature=0), jax.random.key(1)
     params = Model(MODEL).init(jax.random.key(0))

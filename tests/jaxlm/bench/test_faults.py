@@ -34,6 +34,7 @@ def batch_of(step, rows=8, seq_len=16):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_neutral_knobs_train_as_the_product_does(config):
     bytes_per_token = np.ones(512, np.int32)
     losses = []

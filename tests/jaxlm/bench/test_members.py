@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[3]
 SMALL = ["ModelConfig.num_layers = 1", "DataConfig.seq_len = 16", "DataConfig.batch_size = 8"]
 
 
+@pytest.mark.slow
 def test_both_ways_are_measured_and_compared() -> None:
     config = load([str(ROOT / "configs/debug.gin")], SMALL)
     table = bench_members(config, 3)

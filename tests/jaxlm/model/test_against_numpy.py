@@ -112,6 +112,7 @@ EVERYTHING = {
     "tied_embeddings": False,
     "logit_softcap": 4.0,
 }
+LONG = ("experts_block_inputs_remat", "experts_dots_remat")
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "everything_full_remat": EVERYTHING
@@ -188,7 +189,13 @@ def test_every_switch_agrees_with_numpy(overrides):
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)
 
 
-@pytest.mark.parametrize("overrides", COMBINATIONS.values(), ids=COMBINATIONS)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(o, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name, o in COMBINATIONS.items()
+    ],
+)
 def test_combinations_agree_with_numpy(overrides):
     batch = packed_batch(PACKED, T=13, vocab=23, seed=1)
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)
@@ -198,7 +205,10 @@ def test_combinations_agree_with_numpy(overrides):
     "overrides",
     [
         {"attention_impl": "auto", "attention_sinks": True},
-        EVERYTHING | {"attention_impl": "xla", "window": 50, "remat": "block_inputs"},
+        pytest.param(
+            EVERYTHING | {"attention_impl": "xla", "window": 50, "remat": "block_inputs"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["auto", "xla_everything"],
 )

@@ -161,6 +161,7 @@ def test_a_resumed_run_has_the_same_bits_biases_included(make_trainer, random_ba
     assert np.any(biases(half.params) != biases(whole.params))
 
 
+@pytest.mark.slow
 def test_members_of_one_program_train_as_each_alone(make_trainer, random_batch):
     """vmap over states and batches, as jaxlm/research/together.py does."""
     trainer, keys = make_trainer(small()), [jax.random.key(i) for i in range(2)]

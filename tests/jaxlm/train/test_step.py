@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The update: one division, one compilation, the same on every mesh, refused when not finite."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,11 @@ import pytest
 from jaxlm.train.setup import on_mesh
 from tests.jaxlm.train.conftest import CONFIG, changed
 
-MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "model": 2}, {"data": 2, "fsdp": 2, "model": 2}]
+slow = partial(pytest.param, marks=pytest.mark.slow)
+MESHES = [
+    {"fsdp": 4, "model": 2},
+    *map(slow, ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2})),
+]
 
 
 def run_steps(trainer, batches):
@@ -33,7 +39,7 @@ def test_twenty_updates_agree_on_every_mesh(make_trainer, random_batch, sizes):
     assert want[-1] < want[0] - 0.1
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "schedule_free"])
+@pytest.mark.parametrize("optimizer", ["muon", slow("adafactor"), slow("schedule_free")])
 def test_optimizers_that_mix_entries_agree_on_a_mesh(make_trainer, random_batch, optimizer):
     config = changed("optim", name=optimizer, schedule="constant")
     batches = [random_batch(i) for i in range(4)]
@@ -42,7 +48,7 @@ def test_optimizers_that_mix_entries_agree_on_a_mesh(make_trainer, random_batch,
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_micro_batches", [2, 4, 16])
+@pytest.mark.parametrize("num_micro_batches", [slow(2), 4, slow(16)])
 def test_accumulation_divides_once_by_the_tokens_of_the_whole_batch(
     make_trainer, random_batch, num_micro_batches
 ):

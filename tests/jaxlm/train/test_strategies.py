@@ -135,7 +135,11 @@ MANY = {
     ),
     "slices x ring": (mesh(slice=2, fsdp=2, context=2), {"model": "all", "micro": 2}),
 }
-SLOW = (*MANY, "slices x fsdp, Muon, offloaded")  # half a minute of compiling each
+SLOW = (
+    *MANY,
+    "slices x fsdp, Muon, offloaded",
+    "ring x fsdp x tensor, all masks",
+)  # half a minute of compiling each
 CASES = [name for name in FEW if name not in SLOW]
 CASES += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
