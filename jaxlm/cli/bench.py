@@ -23,6 +23,7 @@ WHAT = {
     "policies": "ways to choose among ideas, at equal compute, where the truth is known (no config)",
     "calibration": "how often verdicts err where there is nothing to find (no config)",
     "diagnose": "planted faults in real tiny runs, kept on disk: what `jaxlm diagnose` finds (no config)",
+    "attacks": "attacks on scorer, gates and sandbox, which must be blocked, and honest patches (no config)",
     "kernels": "TPU kernels beside the public ones, predicted from the compiler's schedule (no config)",
 }
 
@@ -71,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--runs", type=Path, metavar="DIR", help="where trained runs are kept")
     group.add_argument("--only-score", action="store_true", help="train nothing")
+    group = parser.add_argument_group("attacks")
+    group.add_argument(
+        "--trained", type=int, default=1, metavar="N",
+        help="honest patches that are trained and judged too, a minute each (default %(default)s)",
+    )  # fmt: skip
     add_device_arguments(parser)
 
 
@@ -82,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_kernels(args)
     if args.what == "calibration":
         return _run_calibration(args)
+    if args.what == "attacks":
+        return _run_attacks(args)
     if args.what == "diagnose":
         return _run_diagnose(args)
     if args.what == "policies":
@@ -123,6 +131,21 @@ def run(args: argparse.Namespace) -> int:
     }
     make_display().table(f"bench {args.what}", table)
     return 0
+
+
+def _run_attacks(args: argparse.Namespace) -> int:
+    if args.trained < 0:
+        raise ConfigError(f"--trained must be >= 0, got {args.trained}")
+    set_up_devices(args)
+    from jaxlm.bench.attacks.suite import bench_attacks, exit_code, table
+    from jaxlm.cli.gin_edge import load
+    from jaxlm.telemetry.display import make_display
+
+    read = lambda files, overrides: load(list(files), list(overrides))
+    with make_display() as display:
+        rows = bench_attacks(read, args.trained, display.progress)
+    print("\n".join(table(rows)))
+    return exit_code(rows)
 
 
 def _run_diagnose(args: argparse.Namespace) -> int:

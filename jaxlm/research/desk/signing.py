@@ -60,7 +60,7 @@ def append_signed(ledger: Ledger, kind: str, body: Any, key: bytes) -> Record:
             pass
         after = last.hash if last else FIRST
         plain: dict[str, Any] = {**to_jsonable(body), "after": after}
-        record = ledger.append(kind, {**plain, "signature": _mac(kind, plain, key)})
+        record = ledger.append(kind, {**plain, "signature": mac(kind, plain, key)})
         if record.previous == after:  # else somebody wrote in between, and this one is void
             return record
 
@@ -71,8 +71,9 @@ def is_signed(record: Record, key: bytes | None) -> bool:
     found = record.body.get("signature")
     if key is None or not isinstance(found, str) or plain.get("after") != record.previous:
         return False
-    return hmac.compare_digest(found.encode(), _mac(record.kind, plain, key).encode())
+    return hmac.compare_digest(found.encode(), mac(record.kind, plain, key).encode())
 
 
-def _mac(kind: str, plain: dict[str, Any], key: bytes) -> str:
+def mac(kind: str, plain: dict[str, Any], key: bytes) -> str:
+    """Over a record's kind and body, without its signature."""
     return hmac.new(key, canonical_json([kind, plain]).encode(), hashlib.sha256).hexdigest()

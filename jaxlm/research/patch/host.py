@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +78,33 @@ def guest_config(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, mesh=MeshConfig(), train=train)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guest:
+    """Code that nobody trusts, ready to be started behind the walls."""
+
+    command: Sequence[str]
+    folder: Path  # the only place where it can write
+    readable: Sequence[Path] = ()
+    limits: Limits
+    is_weaker_allowed: bool
+
+
 @contextlib.contextmanager
-def guest(diff: str | None, spec: dict[str, Any]) -> Iterator[tuple[Path, Path]]:
-    """(code, folder) of a new guest that shares nothing with any before it."""
+def new_guest(
+    diff: str | None, spec: dict[str, Any], limits: Limits, is_weaker_allowed: bool,
+    readable: Sequence[Path] = (),
+) -> Iterator[Guest]:  # fmt: skip
+    """A guest of patched code that shares nothing with any before it; None: of the clean code."""
     with patched_copy(diff) as code, tempfile.TemporaryDirectory(prefix="jaxlm-guest-") as name:
         folder = Path(name)
         (folder / "spec.json").write_text(json.dumps(to_jsonable(spec)))
-        yield code, folder
+        yield Guest(
+            command=guest_command(code, folder), folder=folder, readable=[code, *readable],
+            limits=limits, is_weaker_allowed=is_weaker_allowed,
+        )  # fmt: skip
 
 
-def converse(
-    code: Path, folder: Path, readable: Sequence[Path], limits: Limits, is_weaker_allowed: bool,
-    talk: Talk,
-) -> Result:  # fmt: skip
+def converse(guest: Guest, talk: Talk) -> Result:
     """Raises RunError for a guest that ends before the talk does, or badly."""
     is_early = False
 
@@ -104,8 +118,9 @@ def converse(
                 process.wait(GRACE_S)
             sandbox.kill(process)
 
-    command = guest_command(code, folder)
-    found = sandbox.run(command, folder, [code, *readable], limits, is_weaker_allowed, whole)
+    found = sandbox.run(
+        guest.command, guest.folder, guest.readable, guest.limits, guest.is_weaker_allowed, whole
+    )
     if found.ended_by is not None:
         raise RunError(f"the patched code was ended: it took too much {found.ended_by}")
     if found.code > 0 and not (is_early and not found.output.strip()):
@@ -155,13 +170,24 @@ def feed(
         "config": guest_config(config),
         "vocab": data.row_format.vocab_size,
     }
+    bound = 1e6 if math.isinf(most_s) else most_s
+    limits = Limits(wall_s=START_S + 20 * bound, cpu_s=int(START_S + 2 * bound))
+    with new_guest(diff, spec, limits, is_weaker_allowed) as guest:
+        return feed_guest(guest, source.batch, updates, tell, most_s)
+
+
+def feed_guest(
+    guest: Guest, batch_of: Callable[[int], Mapping[str, np.ndarray]], updates: int,
+    tell: Callable[[int], None] = lambda step: None, most_s: float = math.inf,
+) -> Fed:  # fmt: skip
+    """As `feed`, of any guest: it is given each batch once, and asked for a loss before the next."""
     losses: list[float] = []
     claims: dict[str, float] = {}
     marks: list[float] = []
 
     def talk(process: Process) -> None:
         for step in range(updates):
-            batch = source.batch(step)
+            batch = batch_of(step)
             write(process, b"".join(np.ascontiguousarray(batch[name]).tobytes() for name in BATCH))
             if step == 0:
                 claims.update(_claims(process))
@@ -173,11 +199,8 @@ def feed(
                 return
         finish(process)
 
-    bound = 1e6 if math.isinf(most_s) else most_s
-    limits = Limits(wall_s=START_S + 20 * bound, cpu_s=int(START_S + 2 * bound))
-    with guest(diff, spec) as (code, folder):
-        found = converse(code, folder, [], limits, is_weaker_allowed, talk)
-        params = _taken(folder / "params.npy")
+    found = converse(guest, talk)
+    params = _taken(guest.folder / "params.npy")
     first, last = (marks or [0.0])[0], (marks or [0.0])[-1]
     spent = found.cpu_s - first
     if spent > max(most_s, LEAST_S):

@@ -11,11 +11,12 @@ Legend: B pieces  V vocabulary
 """
 
 import dataclasses
+import functools
 import math
 import random
 import secrets
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,15 @@ from jaxlm.research.evaluator import check_rows, validation_text
 from jaxlm.research.fingerprint import evaluator, run_id
 from jaxlm.research.jobs import JobRun
 from jaxlm.research.patch.diff import patch_id
-from jaxlm.research.patch.host import converse, finish, guest, guest_config, read, write
+from jaxlm.research.patch.host import (
+    Guest,
+    converse,
+    finish,
+    guest_config,
+    new_guest,
+    read,
+    write,
+)
 from jaxlm.research.sandbox.sandbox import Limits, Process
 from jaxlm.train.run_dir import CHECKPOINTS, load_config, read_json
 
@@ -57,6 +66,9 @@ class Scored:
     correct: int
 
 
+Ask = Callable[[Sequence[Piece]], tuple[list[Scored], str]]  # of a new guest; and its walls
+
+
 def judge_patched(run: JobRun) -> dict[str, Any]:
     """As evaluator.evaluate_run, with the walls that stood and the pieces that were asked twice.
 
@@ -76,9 +88,8 @@ def judge_patched(run: JobRun) -> dict[str, Any]:
     if not params.exists() or manifest.get("params_sha256") != file_sha256(params):
         raise RunError(f"{directory}: its parameters are not those that training left")
     pieces = list(_pieces(BatchSource(data, config.data, split="valid"), config))
-    scored, level = _asked(run, config, params, pieces)
-    again = random.Random(secrets.randbits(64)).sample(range(len(pieces)), min(ROWS, len(pieces)))
-    _compare(run, config, params, [pieces[i] for i in again], [scored[i] for i in again])
+    ask = functools.partial(_asked, run, config, params)
+    scored, again, level = score(ask, pieces, SAME[config.model.compute_dtype])
     tokenizer = load_tokenizer(data.tokenizer_path, sha256=data.tokenizer_sha256)
     metrics = _metrics(pieces, scored, tokenizer.bytes_per_token_V)
     resolved = resolve(config, 1)
@@ -91,7 +102,7 @@ def judge_patched(run: JobRun) -> dict[str, Any]:
         "valid_sha256": validation_text(data),
         "evaluator": evaluator(),
         "walls": level,
-        "asked_twice": len(again),
+        "asked_twice": again,
     }
 
 
@@ -105,10 +116,29 @@ def _pieces(source: BatchSource, config: RunConfig) -> Iterator[Piece]:
                     yield Piece(corpus.name, batch["tokens"][row][of], batch["targets"][row][of])
 
 
+def score(ask: Ask, pieces: Sequence[Piece], same: float) -> tuple[list[Scored], int, str]:
+    """Of each piece its score; how many were asked again of a new guest; the walls that stood.
+
+    same: nats that may lie between two answers to one question
+    Raises RunError for answers that are no fair ones.
+    """
+    scored, level = ask(pieces)
+    draw = random.Random(secrets.randbits(64))
+    again = draw.sample(range(len(pieces)), min(ROWS, len(pieces)))
+    answers, _ = ask([pieces[i] for i in again])
+    for i, answer in zip(again, answers, strict=True):
+        difference = float(np.abs(answer.nats - scored[i].nats).max())
+        if difference > same:
+            raise RunError(
+                f"the patched code gave two answers to one question, {difference:.3g} nats apart: what it "
+                "predicts depends on more than the text before it"
+            )
+    return scored, len(again), level
+
+
 def _asked(
     run: JobRun, config: RunConfig, params: Path, pieces: Sequence[Piece]
 ) -> tuple[list[Scored], str]:
-    """The score of each piece, long ones together so that few columns are padding."""
     spec = {
         "what": "predict",
         "config": guest_config(config),
@@ -116,18 +146,23 @@ def _asked(
         "rows": ROWS,
         "params": params.resolve(),
     }
+    with new_guest(run.diff, spec, LIMITS, run.is_weaker_allowed, [params]) as guest:
+        return ask_guest(guest, pieces, config.model.vocab_size)
+
+
+def ask_guest(guest: Guest, pieces: Sequence[Piece], V: int) -> tuple[list[Scored], str]:
+    """The score of each piece, long ones together so that few columns are padding; and the walls."""
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].tokens))
     found: dict[int, Scored] = {}
 
     def talk(process: Process) -> None:
         for begin in range(0, len(order), ROWS):
             mine = order[begin : begin + ROWS]
-            scores = _ask(process, [pieces[i] for i in mine], config.model.vocab_size)
+            scores = _ask(process, [pieces[i] for i in mine], V)
             found.update(zip(mine, scores, strict=True))
         finish(process)
 
-    with guest(run.diff, spec) as (code, folder):
-        ended = converse(code, folder, [params], LIMITS, run.is_weaker_allowed, talk)
+    ended = converse(guest, talk)
     return [found[i] for i in range(len(pieces))], ended.level
 
 
@@ -161,23 +196,6 @@ def distribution(log_p: np.ndarray) -> np.ndarray:
             f"the patched code's probabilities sum to {math.exp(min(mass, 700)):.4g}, not to 1"
         )
     return log_p - mass
-
-
-def _compare(
-    run: JobRun, config: RunConfig, params: Path, pieces: list[Piece], before: list[Scored]
-) -> None:
-    """Raises RunError where a new sandbox answers otherwise."""
-    shuffled = list(range(len(pieces)))
-    random.Random(secrets.randbits(64)).shuffle(shuffled)
-    again, _ = _asked(run, config, params, [pieces[i] for i in shuffled])
-    most = SAME[config.model.compute_dtype]
-    for i, scored in zip(shuffled, again, strict=True):
-        difference = float(np.abs(scored.nats - before[i].nats).max())
-        if difference > most:
-            raise RunError(
-                f"the patched code gave two answers to one question, {difference:.3g} nats apart: what it "
-                "predicts depends on more than the text before it"
-            )
 
 
 def _metrics(

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing in a ledger changes, vanishes or moves without showing."""
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxlm.core.canonical import canonical_json
-from jaxlm.research.ledger import FIRST, Ledger, Record, seal
+from jaxlm.bench.attacks.ledgers import edited, forge
+from jaxlm.research.ledger import Ledger, Record
 from jaxlm.research.records import Arm, Protocol, RunRecord, body
 from jaxlm.research.verify import content, verify
 
@@ -59,21 +57,6 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def problems(ledger: Ledger) -> list[str]:
     return verify(ledger, ledger.path.parent)
-
-
-def forge(ledger: Ledger, change: Callable[[list[Record]], list[Record]]) -> None:
-    """Rewrites the ledger with a chain of hashes that fits, and its head: what a clever cheat does."""
-    previous, lines = FIRST, []
-    for seq, record in enumerate(change(list(ledger))):
-        sealed = seal(seq, record.time, record.kind, record.body, previous)
-        previous = sealed.hash
-        lines.append(canonical_json(sealed) + "\n")
-    ledger.path.write_text("".join(lines))
-    ledger.head_path.write_text(json.dumps({"records": len(lines), "hash": previous}))
-
-
-def edited(record: Record, **changes: Any) -> Record:
-    return dataclasses.replace(record, body=record.body | changes)
 
 
 def test_a_ledger_as_it_was_written_holds(ledger: Ledger) -> None:

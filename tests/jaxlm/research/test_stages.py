@@ -220,7 +220,7 @@ def test_an_interrupted_policy_ends_as_an_undisturbed_one(workers: FakeWorkers) 
 
 
 def test_a_policy_is_driven_again_to_verify_its_runs(workers: FakeWorkers) -> None:
-    from tests.jaxlm.research.test_ledger import edited, forge
+    from jaxlm.bench.attacks.ledgers import edited, forge
 
     ablate(*ALL, "--policy", "greedy", "--budget", "20runs")
     honest, last = list(LEDGER), max(r.seq for r in LEDGER if r.kind == "run")

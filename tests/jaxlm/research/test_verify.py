@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.bench.attacks.ledgers import edited, forge
 from jaxlm.cli.main import main
 from jaxlm.research.ledger import Ledger, Record
 from jaxlm.research.verify import verify
 from tests.e2e.workshop import furnish
 from tests.jaxlm.research.fake import FakeWorkers
-from tests.jaxlm.research.test_ledger import edited, forge
 
 LEDGER = Ledger(Path("research/ledger.jsonl"))
 BASE = ["ablate", "base.gin", "--set", "TrainConfig.num_steps=60", "--vary", "OptimConfig.b1=[0.8]"]
