@@ -25,10 +25,11 @@ from jaxlm.config import RunConfig
 from jaxlm.core.typed import from_dict
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
+from jaxlm.plan.executable import save
 from jaxlm.plan.topology import Topology, parse_topology
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.sharding.rules import ROWS
-from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, abstract_batch, build_trainer, on_mesh
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
 
@@ -46,20 +47,6 @@ def devices_of(topology: Topology) -> list[jax.Device]:
         topology=f"1x{topology.num_devices}x1",
     )
     return list(found.devices)
-
-
-def abstract_batch(config: RunConfig, mesh: jax.sharding.Mesh, rows: int) -> dict[str, Any]:
-    """A batch of packed rows without its numbers."""
-    sharding = jax.NamedSharding(mesh, ROWS)
-    names = ("tokens", "targets", "positions", "segment_ids", "weights")
-    return {
-        name: jax.ShapeDtypeStruct(
-            (rows, config.data.seq_len),
-            np.float32 if name == "weights" else np.int32,
-            sharding=sharding,
-        )
-        for name in names
-    }
 
 
 def lowered_step(config: RunConfig, devices: list[jax.Device]) -> tuple[Any, Trainer]:
@@ -119,8 +106,6 @@ def main(argv: list[str]) -> int:
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if request["save"]:
-        from jaxlm.plan.executable import save  # it imports this module
-
         save(config, list(trainer.mesh.devices.flat), compiled, Path(request["save"]))
     with gzip.open(folder / "program.hlo.gz", "wt", encoding="utf-8", compresslevel=3) as f:
         f.write(text)
