@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A schedule is read before the compiler is done, and says what the compiled program says."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxlm.cli.gin_edge import load
 from jaxlm.plan.answer import without_probes
 from jaxlm.plan.network import Network
 from jaxlm.plan.program import read
-from jaxlm.plan.schedule import memory_of, schedule_of
+from jaxlm.plan.schedule import BUFFERS, memory_of, schedule_of
 from jaxlm.plan.topology import parse_topology
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -117,3 +120,27 @@ def test_it_says_what_the_compiled_program_says(tmp_path: Path) -> None:
     mesh = dict(trainer.mesh.shape)
     at_end = read(compiled.as_text(), config.model, mesh, network)
     assert read(text, config.model, mesh, network) == at_end
+
+
+@pytest.mark.slow
+def test_memory_is_what_the_compiler_refuses_a_program_for(tmp_path: Path) -> None:
+    """16 layers whose 4 M x 1024 inputs are kept for the backward pass."""
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
+    from jaxlm.plan.compile_step import devices_of
+
+    mesh = jax.make_mesh((4,), ("x",), devices=devices_of(parse_topology("v6e:2x2")))
+    rows = jax.NamedSharding(mesh, jax.P("x"))
+    x = jax.ShapeDtypeStruct((2**22, 1024), jnp.bfloat16, sharding=rows)
+    w = jax.ShapeDtypeStruct(
+        (16, 1024, 1024), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P())
+    )
+    layers = lambda w, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
+    step = jax.jit(jax.grad(lambda w, x: layers(w, x).astype(jnp.float32).sum()))
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        step.lower(w, x).compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
+    (buffers,) = tmp_path.glob(BUFFERS)
+    sizes = memory_of(buffers.read_text(encoding="utf-8"))
+    total = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
+    said = re.search(r"\(([\d.]+)G\) exceeds", str(refused.value))
+    assert said is not None
+    assert total / 2**30 == pytest.approx(float(said[1]), rel=0.01)
