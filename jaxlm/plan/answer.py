@@ -13,7 +13,7 @@ from jaxlm.config import RunConfig
 from jaxlm.core.canonical import to_jsonable
 from jaxlm.model.accounting import num_params
 from jaxlm.plan.analytic import Estimate, Memory, estimate
-from jaxlm.plan.compiled import Compiled, DoesNotFitError, Progress, compile_step
+from jaxlm.plan.compiled import Compiled, DoesNotFitError, Progress, compile_step, save_step
 from jaxlm.plan.network import Network
 from jaxlm.plan.program import CollectiveSum, Reading, read, read_collectives
 from jaxlm.plan.topology import Topology
@@ -41,6 +41,13 @@ class Plan:
     @property
     def is_compiled(self) -> bool:
         return self.facts is not None
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from."""
+        if self.facts is None:
+            return "analytic, by arithmetic"
+        return "the compiler's schedule" if self.topology.chip.is_tpu else "compiled"
 
     @property
     def fits(self) -> bool:
@@ -124,7 +131,7 @@ def make_plan(
     try:
         compiled = compile_step(without_probes(config), topology, progress)
         if save is not None:
-            compile_step(config, topology, progress, save)
+            save_step(config, topology, progress, save)
     except DoesNotFitError as error:
         return dataclasses.replace(
             plan, too_much=str(error), memory=_scaled(first.memory, error.needed)
@@ -151,14 +158,15 @@ def _network(topology: Topology, compiled: Compiled) -> Network:
 
 
 def compiled_memory(compiled: Compiled) -> Memory:
-    """By owner; the sum is the compiler's own count of one device.
+    """By owner; the sum is the compiler's own count of one device, without the code on TPUs.
 
     Parameters and optimizer state are exact.  Gradients are as large as the parameters.  Of the
     compiler's temporaries what JAX stores for the backward pass are activations, and the rest,
     with inputs and code, are temporaries.
     """
     facts, sizes = compiled.facts, compiled.facts["memory"]
-    total = sum(sizes[k] for k in ("argument", "output", "temp", "generated_code")) - sizes["alias"]
+    total = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
+    total += sizes.get("generated_code", 0)  # of TPUs it is not made
     parameters, state = facts["parameters"], facts["optimizer_state"]
     gradients = min(parameters, sizes["temp"])
     activations = min(facts["stored"], sizes["temp"] - gradients)

@@ -5,7 +5,6 @@ Peaks, bandwidths, links:  docs.cloud.google.com/tpu/docs/{v6e,v5p,tpu7x} and th
                            jax-ml.github.io/scaling-book (a tpu7x chip is two JAX devices)
 Usable memory of TPUs:     what the compiler says is there when a program does not fit
                            ("... of 31.25G hbm"), libtpu 0.0.42.1
-Clocks of TPUs:            peak over the FLOPs of all matrix units in one cycle; derived
 GPUs:                      the vendor's data sheets, dense bf16, SXM; usable memory unknown, so none
                            is taken off
 """
@@ -24,8 +23,6 @@ class Chip:
     hbm_bytes: int  # that a program may fill
     link_bandwidth: float  # of one link between chips, per device
     torus: tuple[int, ...]  # longest side of a slice by axis; () for GPUs
-    clock_hz: float | None = None  # of a TensorCore
-    cores: int = 1  # TensorCores that a device runs as one
     devices_per_chip: int = 1
 
     @property
@@ -37,11 +34,11 @@ GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "TPU v5 lite", 197e12, 819e9, int(15.75 * GIB), 45e9, (16, 16), 1.5e9),
-        Chip("v5p", "TPU v5", 459e12, 2765e9, int(95.74 * GIB), 90e9, (16, 20, 28), 1.75e9, 2),
-        Chip("v6e", "TPU v6 lite", 918e12, 1640e9, int(31.25 * GIB), 90e9, (16, 16), 1.75e9),
+        Chip("v5e", "TPU v5 lite", 197e12, 819e9, int(15.75 * GIB), 45e9, (16, 16)),
+        Chip("v5p", "TPU v5", 459e12, 2765e9, int(95.74 * GIB), 90e9, (16, 20, 28)),
+        Chip("v6e", "TPU v6 lite", 918e12, 1640e9, int(31.25 * GIB), 90e9, (16, 16)),
         Chip(
-            "tpu7x", "TPU7x", 1153.5e12, 3690e9, int(94.75 * GIB), 50e9, (16, 24, 24), 2.2e9,
+            "tpu7x", "TPU7x", 1153.5e12, 3690e9, int(94.75 * GIB), 50e9, (16, 24, 24),
             devices_per_chip=2,
         ),
         Chip("h100", "NVIDIA H100 80GB HBM3", 989e12, 3352e9, 80 * 10**9, 450e9, ()),

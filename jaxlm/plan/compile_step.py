@@ -5,12 +5,15 @@
 
 writes to FOLDER the optimised program (program.hlo.gz) and what only this process knows
 (facts.json): memory by the compiler's count, sizes of the state, where the devices lie.
+With a path to save to it writes the executable there, and nothing else; for a plan of TPUs no
+machine code is made (schedule.py).
 libtpu reads its environment once, when it is loaded: hence the process (plan/compiled.py).
 """
 
 import gzip
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -25,12 +28,14 @@ from jaxlm.config import RunConfig
 from jaxlm.core.typed import from_dict
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
+from jaxlm.plan.executable import save
+from jaxlm.plan.schedule import schedule_of
 from jaxlm.plan.topology import Topology, parse_topology
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.sharding.rules import ROWS
-from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, abstract_batch, build_trainer, on_mesh
 
-MEMORY = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
+MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
@@ -46,20 +51,6 @@ def devices_of(topology: Topology) -> list[jax.Device]:
         topology=f"1x{topology.num_devices}x1",
     )
     return list(found.devices)
-
-
-def abstract_batch(config: RunConfig, mesh: jax.sharding.Mesh, rows: int) -> dict[str, Any]:
-    """A batch of packed rows without its numbers."""
-    sharding = jax.NamedSharding(mesh, ROWS)
-    names = ("tokens", "targets", "positions", "segment_ids", "weights")
-    return {
-        name: jax.ShapeDtypeStruct(
-            (rows, config.data.seq_len),
-            np.float32 if name == "weights" else np.int32,
-            sharding=sharding,
-        )
-        for name in names
-    }
 
 
 def lowered_step(config: RunConfig, devices: list[jax.Device]) -> tuple[Any, Trainer]:
@@ -90,38 +81,36 @@ def stored_bytes(config: RunConfig, trainer: Trainer) -> float:
     return whole * shard[0] / rows
 
 
+def program_of(lowered: Any, is_tpu: bool, folder: Path) -> tuple[str, dict[str, int]]:
+    """(The optimised program's text, bytes of one device by kind)."""
+    if is_tpu:
+        return schedule_of(lowered, folder)
+    compiled = lowered.compile()
+    sizes = compiled.memory_analysis()
+    return compiled.as_text(), {name: getattr(sizes, f"{name}_size_in_bytes") for name in MEMORY}
+
+
 def main(argv: list[str]) -> int:
     request = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     folder = Path(argv[1])
-    config = from_dict(RunConfig, request["config"])
+    config, topology = from_dict(RunConfig, request["config"]), parse_topology(request["topology"])
     # plans are kept in a cache of their own; what comes out of JAX's does not run when it is saved
     jax.config.update("jax_enable_compilation_cache", False)
-    start = time.perf_counter()
-    lowered, trainer = lowered_step(config, devices_of(parse_topology(request["topology"])))
-    lower_s = time.perf_counter() - start
-    compiled = lowered.compile()
-    compile_s = time.perf_counter() - start - lower_s
-    text = compiled.as_text()
-    sizes = compiled.memory_analysis()
+    lowered, trainer = lowered_step(config, devices_of(topology))
+    if request["save"]:
+        save(config, list(trainer.mesh.devices.flat), lowered.compile(), Path(request["save"]))
+        return 0
     state = trainer.abstract_state
-    cost = compiled.cost_analysis() or {}
-    facts = {
+    facts: dict[str, Any] = {
         "mesh": dict(trainer.mesh.shape),
         "coords": [_place(d) for d in trainer.mesh.devices.flat],
-        "memory": {name: getattr(sizes, f"{name}_size_in_bytes") for name in MEMORY},
-        "peak_bytes": getattr(sizes, "peak_memory_in_bytes", None),
         "parameters": local_bytes(state.params),
         "optimizer_state": local_bytes(state.opt_state),
         "stored": stored_bytes(config, trainer),
-        "cost_analysis": {k: cost[k] for k in ("flops", "bytes accessed") if k in cost},
-        "lower_s": lower_s,
-        "compile_s": compile_s,
-        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    if request["save"]:
-        from jaxlm.plan.executable import save  # it imports this module
-
-        save(config, list(trainer.mesh.devices.flat), compiled, Path(request["save"]))
+    text, facts["memory"] = program_of(lowered, topology.chip.is_tpu, folder)
+    facts["cpu_s"] = time.process_time()
+    facts["host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with gzip.open(folder / "program.hlo.gz", "wt", encoding="utf-8", compresslevel=3) as f:
         f.write(text)
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -134,4 +123,5 @@ def _place(device: Any) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    os._exit(code)  # the compiler may be at work in a thread, and has nothing more to say

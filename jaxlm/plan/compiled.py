@@ -5,6 +5,7 @@ A folder of the cache is named by everything that the program depends on: the co
 topology, the compiler's versions and flags, and the source of all that is traced.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,33 @@ class Compiled:
     folder: Path
 
 
-def compile_step(
-    config: RunConfig, topology: Topology, progress: Progress, save: Path | None = None
-) -> Compiled:
-    """save: write the executable there, too, for which it is compiled again.
+def compile_step(config: RunConfig, topology: Topology, progress: Progress) -> Compiled:
+    """The program and its buffers, compiled where it is not known yet.
 
     Raises DoesNotFitError, and ConfigError without a compiler or when it was killed.
     """
     folder = cache_folder(config, topology)
-    is_known = any((folder / name).exists() for name in ("facts.json", "failed.json"))
-    if not is_known or save is not None:
-        _compile(config, topology, folder, progress, save)
+    if not any((folder / name).exists() for name in ("facts.json", "failed.json")):
+        with _compiling(config, topology, progress) as part:
+            if not folder.exists():  # another process may have been faster
+                part.replace(folder)
     if (folder / "failed.json").exists():
-        failed = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
-        raise DoesNotFitError(failed["needed"], failed["message"])
+        raise _does_not_fit(folder)
     with gzip.open(folder / "program.hlo.gz", "rt", encoding="utf-8") as f:
         text = f.read()
     return Compiled(text, json.loads((folder / "facts.json").read_text(encoding="utf-8")), folder)
+
+
+def save_step(config: RunConfig, topology: Topology, progress: Progress, path: Path) -> None:
+    """Writes the executable to `path`; it is compiled in full.  Raises as `compile_step`."""
+    with _compiling(config, topology, progress, path) as part:
+        if (part / "failed.json").exists():
+            raise _does_not_fit(part)
+
+
+def _does_not_fit(folder: Path) -> DoesNotFitError:
+    failed = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+    return DoesNotFitError(failed["needed"], failed["message"])
 
 
 def cache_folder(config: RunConfig, topology: Topology) -> Path:
@@ -137,14 +148,17 @@ def source() -> str:
     return digest.hexdigest()
 
 
-def _compile(
-    config: RunConfig, topology: Topology, folder: Path, progress: Progress, save: Path | None
-) -> None:
+@contextlib.contextmanager
+def _compiling(
+    config: RunConfig, topology: Topology, progress: Progress, save: Path | None = None
+) -> Iterator[Path]:
+    """What the compiling process left, in a folder beside the cache's; gone at the end."""
     package, install = INSTALL[topology.chip.is_tpu]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(install)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+    base = cache_folder(config, topology).parent
+    base.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=base, prefix=".part-"))
     try:
         saved = str(save.resolve()) if save else None
         request = {"config": to_jsonable(config), "topology": topology.name, "save": saved}
@@ -152,8 +166,7 @@ def _compile(
         error = _run_child(part, topology.name, progress)
         if error is not None:
             _keep_failure(part, error)
-        if not folder.exists():
-            part.replace(folder)
+        yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

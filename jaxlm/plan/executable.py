@@ -18,10 +18,9 @@ from jax.experimental import serialize_executable
 from jaxlm.config import RunConfig
 from jaxlm.core.canonical import write_atomic
 from jaxlm.core.errors import RunError
-from jaxlm.plan.compile_step import abstract_batch
 from jaxlm.plan.compiled import program_config, source, versions
 from jaxlm.sharding.mesh import make_mesh
-from jaxlm.train.setup import Trainer, on_mesh
+from jaxlm.train.setup import Trainer, abstract_batch, on_mesh
 
 FORMAT = "jaxlm step 1"
 MOST_NAMED = 4  # differences in one message

@@ -72,12 +72,6 @@ class Op:
         match = re.search(rf'\b{key}"?[=:]\s*"([^"]*)"', self.attributes)
         return match[1] if match else None
 
-    @property
-    def cycles(self) -> float | None:
-        """The compiler's own estimate, its cores together, where it made one."""
-        found = self.text("estimated_cycles")
-        return float(found) if found and float(found) < 2**62 else None
-
 
 def arrays_of(shape: str) -> tuple[Array, ...]:
     """The arrays named in a shape's text; tokens and opaque values are none."""
@@ -247,7 +241,30 @@ def parse(text: str) -> Module:
             ops[-1][1] += " " + line.strip()  # a kernel's metadata may go over several lines
     if not entry:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
-    return Module(computations, entry)
+    return Module({k: _shortened(c, computations) for k, c in computations.items()}, entry)
+
+
+def _shortened(computation: Computation, others: dict[str, Computation]) -> Computation:
+    """With `async-start` of a computation of one operation written as that operation's own start.
+
+    `as_text` writes `slice-start`, and what the compiler writes down itself `async-start` of a slice.
+    """
+    alone: dict[str, Op] = {}  # what an asynchronous value is the start, or the end, of
+    for op in computation.ops:
+        inside = others.get(op.called("calls") or "") if op.kind == "async-start" else None
+        if inside and all(o.kind == "parameter" or o.is_root for o in inside.ops):
+            alone[op.name] = inside.root
+        elif op.kind in ("async-update", "async-done") and op.operands[0] in alone:
+            alone[op.name] = alone[op.operands[0]]
+    return Computation(tuple(_in_short(op, alone.get(op.name)) for op in computation.ops))
+
+
+def _in_short(op: Op, alone: Op | None) -> Op:
+    if alone is None:
+        return op
+    attributes = alone.attributes if op.kind == "async-start" else op.attributes
+    kind = op.kind.replace("async", alone.kind)
+    return dataclasses.replace(op, kind=kind, attributes=attributes)
 
 
 def _operation(name: str, rest: str, root: str) -> Op:

@@ -15,7 +15,7 @@ GIB = 2**30
 
 def plan_page(plan: Plan, changes: Sequence[Change], price: float | None) -> str:
     """The whole document."""
-    how = "compiled for it" if plan.is_compiled else "analytic: by arithmetic alone"
+    how = plan.source
     mesh = " x ".join(f"{k} {n}" for k, n in plan.estimate.mesh.items() if n > 1)
     cards = {}
     if (middle := plan.middle_s) is not None:

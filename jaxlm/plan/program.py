@@ -2,7 +2,6 @@
 """A compiled train step, read: its work, its traffic, its collectives, its predicted time."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 from jaxlm.model.config import ModelConfig
@@ -12,11 +11,10 @@ from jaxlm.plan.kernels import KernelCall, kernel_call
 from jaxlm.plan.network import Network
 from jaxlm.plan.products import product_flops
 from jaxlm.plan.timeline import Cost, step_time
-from jaxlm.plan.traffic import Traffic
+from jaxlm.plan.traffic import Traffic, is_free
 
 # Share of the peak that XLA's products reach by their final schedule (a bf16 4096^3, bundles counted
-# as in bench/schedule.py).  The compiler's own `estimated_cycles` are up to twice that schedule where
-# operands come from HBM: they are kept as `cost_model_s` and not used.
+# as in bench/schedule.py).
 PRODUCT_SHARE = {"v5e": 0.95, "v5p": 0.93, "v6e": 0.89, "tpu7x": 0.90}
 ON_CHIP = 10.0  # how many times faster than HBM an elementwise operation moves what lies in VMEM
 NUM_SLOWEST = 12  # operations listed
@@ -63,7 +61,6 @@ class Reading:
     best_s: float
     exposed_s: float  # of best_s: nothing but the network
     stalled_s: float  # of best_s: waiting for copies
-    cost_model_s: float  # the compiler's own estimates of XLA's operations, added up
     slowest: tuple[tuple[str, float], ...]  # operations and their seconds per step
     unknown_loops: tuple[str, ...]
     seconds_by_kind: dict[str, float]  # products, kernels, elementwise, collectives
@@ -199,7 +196,7 @@ class _Reader:
             return Cost(memory=memory, is_async=True)
         if call is not None:
             work = (call.flops or 0.0) / ((call.rate or UNKNOWN_RATE) * chip.peak_flops)
-        elif not flops and (memory or op.cycles):
+        elif not flops and not is_free(op):
             on_chip = sum(a.num_bytes for a in op.arrays if a.space not in (HBM, HOST))
             work = on_chip / ON_CHIP / chip.hbm_bandwidth
         return Cost(work, memory)
@@ -235,7 +232,6 @@ class _Reader:
             best_s=clock.now,
             exposed_s=clock.waited,
             stalled_s=clock.stalled,
-            cost_model_s=total(lambda r: r.op.cycles or 0.0) / (self.chip.clock_hz or math.inf),
             slowest=tuple(sorted(by_label.items(), key=lambda one: -one[1])[:NUM_SLOWEST]),
             unknown_loops=module.unknown_loops,
             seconds_by_kind=by_kind,

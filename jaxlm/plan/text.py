@@ -37,8 +37,7 @@ def _head(plan: Plan) -> Iterator[str]:
     e, count = plan.estimate, sum(num_params(plan.config.model).values())
     mesh = " x ".join(f"{name} {size}" for name, size in e.mesh.items() if size > 1) or "one device"
     devices = plan.topology.num_devices
-    how = "compiled" if plan.is_compiled else "analytic, by arithmetic"
-    yield f"{plan.name} on {plan.topology.name}: {devices} devices, {mesh} ({how})"
+    yield f"{plan.name} on {plan.topology.name}: {devices} devices, {mesh} ({plan.source})"
     yield (
         f"{count / 1e9:.2f} B parameters, {e.tokens_per_step:,} tokens per update"
         f" ({plan.tokens_per_device:,.0f} a device)"
@@ -55,7 +54,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         "optimizer state": m.optimizer_state,
         "gradients": m.gradients,
         "activations": m.activations,
-        "temporaries, code": m.temporaries,
+        "temporaries": m.temporaries,
     }
     for name, size in rows.items():
         bar = "#" * round(BAR * min(1.0, max(size, 0) / plan.capacity))

@@ -22,6 +22,13 @@ def hbm_bytes(arrays: tuple[Array, ...]) -> float:
     return sum(a.num_bytes for a in arrays if a.space == HBM)
 
 
+def is_free(op: Op) -> bool:
+    """Whether an operation does nothing itself: it names a value, or waits for one."""
+    if op.kind == "custom-call":
+        return (op.text("custom_call_target") or "").startswith(NO_TRAFFIC)
+    return op.kind in FREE or op.kind.endswith("-done")
+
+
 class Traffic:
     """Reads the bytes of a module's operations; what fused computations take is kept."""
 
@@ -31,10 +38,7 @@ class Traffic:
 
     def of(self, computation: Computation, op: Op) -> float:
         """HBM bytes of one scheduled operation, one turn."""
-        if op.kind in FREE or op.kind.endswith("-done"):
-            return 0.0
-        target = op.text("custom_call_target") or ""
-        if op.kind == "custom-call" and target.startswith(NO_TRAFFIC):
+        if is_free(op):
             return 0.0
         operands = [hbm_bytes(computation.arrays(name)) for name in op.operands]
         if op.kind == "fusion":

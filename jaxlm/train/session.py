@@ -35,7 +35,7 @@ from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.loop import Outcome, Run, train
 from jaxlm.train.processes import leaving_at_failure, main_first
 from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, open_run_dir
-from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, abstract_batch, build_trainer, on_mesh
 from jaxlm.train.stop import StopRequest
 
 Summary = dict[str, Any]  # what summary.json holds
@@ -113,9 +113,7 @@ def describe_memory(config: RunConfig) -> dict[str, str]:
     """Bytes over all devices together, by owner; from shapes alone, so for a model of any size."""
     trainer = build_trainer(config, np.ones(1, np.int32))
     state, rows = trainer.abstract_state, config.data.batch_size // config.train.num_micro_batches
-    ints = jax.ShapeDtypeStruct((rows, config.data.seq_len), np.int32)
-    batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ints)
-    batch["weights"] = jax.ShapeDtypeStruct(ints.shape, np.float32)
+    batch = abstract_batch(config, trainer.mesh, rows)
     loss = lambda params, batch: batch_loss(trainer.model, params, batch).loss
     owners = {
         "parameters": _num_bytes(state.params),

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,7 +28,7 @@ from jaxlm.optim.schedule import learning_rate_scale
 from jaxlm.sharding.by_layers import by_layers
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
-from jaxlm.sharding.rules import BATCH, Rules, rules_of
+from jaxlm.sharding.rules import BATCH, ROWS, Rules, rules_of
 from jaxlm.train.probes import Probe
 from jaxlm.train.state import TrainState, make_init, on_device, state_shardings
 from jaxlm.train.step import Step, jit_train_step, make_train_step
@@ -107,6 +108,20 @@ def build_trainer(
         eval_step=make_eval_step(model, np.pad(bytes_per_token_V, (0, unused_rows))),
         probe=probe,
     )
+
+
+def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, Any]:
+    """A batch of packed rows without its numbers."""
+    sharding = jax.NamedSharding(mesh, ROWS)
+    names = ("tokens", "targets", "positions", "segment_ids", "weights")
+    return {
+        name: jax.ShapeDtypeStruct(
+            (rows, config.data.seq_len),
+            np.float32 if name == "weights" else np.int32,
+            sharding=sharding,
+        )
+        for name in names
+    }
 
 
 def make_probe(config: RunConfig, model: Model, mesh: Mesh) -> Probe | None:

@@ -17,11 +17,11 @@ from jaxlm.core.errors import RunError
 from jaxlm.data.config import CorpusConfig, DataConfig, TokenizerConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.optim.config import OptimConfig
-from jaxlm.plan.compile_step import abstract_batch, lowered_step
+from jaxlm.plan.compile_step import lowered_step
 from jaxlm.plan.executable import open_step, save
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.train.config import TrainConfig
-from jaxlm.train.setup import build_trainer, on_mesh
+from jaxlm.train.setup import abstract_batch, build_trainer, on_mesh
 
 CONFIG = RunConfig(
     model=ModelConfig(vocab_size=320, num_layers=1, embed_dim=16, num_heads=2, ffn_dim=32),

@@ -54,7 +54,7 @@ def test_stored_activations_are_what_differentiating_stores(remat: RematPolicy) 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_compiled_plan_agrees_with_the_compiler_and_with_a_hand_count() -> None:
-    """Memory to 1 % of memory_analysis; FLOPs to 1 % of products and kernels counted by hand."""
+    """Memory to 1 % of the compiler's; FLOPs to 1 % of products and kernels counted by hand."""
     pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
     small = [
         "DataConfig.batch_size=16",
@@ -68,7 +68,7 @@ def test_a_compiled_plan_agrees_with_the_compiler_and_with_a_hand_count() -> Non
     assert plan.reading is not None
     sizes = plan.facts["memory"]
     total = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
-    assert plan.memory.total == pytest.approx(total + sizes["generated_code"], rel=0.01)
+    assert plan.memory.total == pytest.approx(total, rel=0.01)
     tokens, wide, inner, vocab, T = 4 * 1024, 768, 3072, 32768, 1024
     layers = 2 * 3 * 2 * tokens * (4 * wide**2 + 2 * wide * inner)
     assert plan.reading.product_flops == pytest.approx(layers, rel=0.01)

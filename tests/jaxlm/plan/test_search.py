@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 CONFIG = load([str(HERE.parents[2] / "configs" / "dense_110m.gin")], [])
 TOPOLOGY = parse_topology("v6e:2x2")
 SIZES = {
-    "argument": 400, "output": 390, "alias": 380, "temp": 5000, "generated_code": 90, "host_temp": 0,
+    "argument": 400, "output": 390, "alias": 380, "temp": 5000, "generated_code": 90,
 }  # fmt: skip
 
 
@@ -28,10 +28,12 @@ class Compiler:
 
     def __init__(self) -> None:
         self.count = 0
+        self.saved: list[str | None] = []
         self.error: str | None = None
 
     def __call__(self, part: Path, name: str, progress: Any) -> str | None:
         self.count += 1
+        self.saved.append(json.loads((part / "request.json").read_text(encoding="utf-8"))["save"])
         if self.error is not None:
             return self.error
         text = (HERE / "programs" / "fsdp_scan.hlo").read_text(encoding="utf-8")
@@ -88,6 +90,15 @@ def test_rates_and_lengths_share_a_program_and_sizes_do_not(compiler: Compiler) 
     make_plan("x", config_of("ModelConfig.num_layers=6"), TOPOLOGY, silent)
     make_plan("x", CONFIG, parse_topology("v6e:2x4"), silent)
     assert compiler.count == 3
+
+
+def test_an_executable_is_compiled_on_its_own_and_leaves_the_plan_as_it_is(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    plans = [make_plan("x", CONFIG, TOPOLOGY, silent, save) for save in (None, tmp_path / "step")]
+    assert compiler.saved == [None, str(tmp_path / "step")]
+    assert plans[0].memory == plans[1].memory
+    assert len(list((tmp_path / "jaxlm" / "plans").iterdir())) == 1
 
 
 def test_memory_by_owner_adds_up_to_the_compilers_count(compiler: Compiler) -> None:

@@ -30,6 +30,11 @@ TEXT = """HloModule traffic
   ROOT %n = f32[1,128]{1,0} negate(%f)
 }
 
+%alone (x: f32[8,128]) -> f32[2,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  ROOT %s = f32[2,128]{1,0:S(1)} slice(%x), slice={[0:2]}
+}
+
 ENTRY %main () -> f32[] {
   %x = f32[8,128]{1,0} parameter(0)
   %u = f32[1,128]{1,0} parameter(1)
@@ -43,6 +48,8 @@ ENTRY %main () -> f32[] {
   %begin = (f32[8,128]{1,0:S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
   %end = f32[8,128]{1,0:S(1)} copy-done(%begin)
   %part = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2]}
+  %long = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%alone
+  %ready = f32[2,128]{1,0:S(1)} async-done(%long)
   %out = (f32[8,128]{1,0:S(5)}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
   ROOT %r = f32[] constant(0)
 }
@@ -61,6 +68,8 @@ ROW = 128 * 4
         ("begin", 8),
         ("end", 0),
         ("part", 2),
+        ("long", 2),  # the same as the compiler writes it down
+        ("ready", 0),
         ("out", 8),
     ],
 )
