@@ -107,8 +107,8 @@ def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
         means.ledger.append("finding", body(found))
     if found.problem and not rules.any_horizon:
         raise ConfigError(
-            f"{found.problem}; give TrainConfig.num_steps more, or --any-horizon to compare anyway "
-            "(its verdicts are exploratory)"
+            f"{found.problem}; give TrainConfig.num_steps more, or compare anyway with "
+            "`jaxlm ablate --any-horizon` (its verdicts are exploratory)"
         )
     return Pilot(found, runs, _speed(planned.protocol, runs, means))
 
