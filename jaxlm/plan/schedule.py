@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jaxlm.core.errors import ConfigError
+
 PROGRAM = "*.after_optimizations.txt"
 BUFFERS = "*.after_optimizations-buffer-assignment.txt"
 LAST = "*.after_optimizations_after_buffer_assignment.txt"  # next comes the machine code
@@ -22,7 +24,9 @@ _ALLOCATION = re.compile(r"^allocation \d+: size (\d+),(.*):$", re.MULTILINE)
 
 
 def schedule_of(lowered: Any, folder: Path) -> tuple[str, dict[str, int]]:
-    """(The scheduled program's text, bytes of one device by kind); raises what the compiler raises.
+    """(The scheduled program's text, bytes of one device by kind).
+
+    Raises what the compiler raises, and ConfigError for a compiler that writes no schedule down.
 
     The compiler writes below `folder`, and goes on in a thread that only the end of the process stops.
     """
@@ -33,6 +37,10 @@ def schedule_of(lowered: Any, folder: Path) -> tuple[str, dict[str, int]]:
             time.sleep(POLL_S)
         if not is_written:
             compiling.result()
+            raise ConfigError(
+                "this libtpu writes down no schedule under the names that jaxlm plan knows; install "
+                "the one that jaxlm pins: pip install 'jaxlm[tpu]'"
+            )
         (program,), (buffers,) = Path(name).glob(PROGRAM), Path(name).glob(BUFFERS)
         text, assignment = (path.read_text(encoding="utf-8") for path in (program, buffers))
     return text, memory_of(assignment)
