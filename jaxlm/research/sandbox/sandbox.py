@@ -36,9 +36,8 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--ipc", "--uts", "--fork",
            "--mount-proc", "--kill-child=KILL")  # fmt: skip
 LOOK_S = 0.1  # between two looks of the watch
-THREADS = (
-    16  # of each process, on average, where the kernel bounds what the watch would see too late
-)
+# Of each process, on average; where the kernel bounds all together, since the watch may come too late.
+THREADS = max(16, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ VERSION_FLAG, PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEV = 1, 2, 4, 8, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-PID_MAX_BY_NAMESPACE, PIDS_RESERVED = (6, 14), 300  # Linux
+PID_MAX_BY_NAMESPACE, PIDS_RESERVED, PIDS_PER_CPU = (6, 14), 300, 8  # Linux
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by version
 TCP, SIGNALS_AND_SOCKETS = 3, 3
 
@@ -86,11 +86,15 @@ def bound_tasks(most: int) -> None:
     """At most so many processes and threads in this namespace of processes, whoever they run as.
 
     The kernel's own limit per user spares root.  Numbers up to PIDS_RESERVED are given out once, so
-    that many more may be there.  An older kernel has one such number for the whole machine.
+    that many more may be there.  An older kernel has one such number for the whole machine, and none
+    takes one below PIDS_PER_CPU for each processor that the machine might have.
     """
-    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= PID_MAX_BY_NAMESPACE:
-        with open("/proc/sys/kernel/pid_max", "w", encoding="ascii") as file:
-            file.write(str(PIDS_RESERVED + most))
+    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < PID_MAX_BY_NAMESPACE:
+        return
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        cpus = 1 + int(re.findall(r"\d+", file.read())[-1])
+    with open("/proc/sys/kernel/pid_max", "w", encoding="ascii") as file:
+        file.write(str(max(PIDS_RESERVED + most, PIDS_PER_CPU * cpus)))
 
 
 def limit(cpu_s: int, file_bytes: int, tasks: int | None) -> None:
