@@ -72,10 +72,12 @@ class ShardReader:
         try:
             yield
         except RuntimeError as e:  # what ArrayRecord raises, for a file that is gone too
-            if "start new thread" in str(e):  # the machine's fault, not the file's
-                raise
-            reason = str(e).partition(";")[0]
-            folder = self._paths[0].parent
+            folder, reason = self._paths[0].parent, str(e).partition(";")[0]
+            if "start new thread" in reason:  # raised by Python: the files are as they were
+                raise DataError(
+                    f"{folder}: cannot be read ({reason}): the machine has no process left for it; "
+                    "end others, then give the same command again"
+                ) from e
             raise DataError(
                 f"{folder}: damaged ({reason}): delete it and prepare the data again"
             ) from e

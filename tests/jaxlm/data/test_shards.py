@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records come back by number over several files, and a full disk is one line."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def write_and_close(writer: ShardWriter, records: list[bytes]) -> None:
     with writer:
         for record in records:
             writer.write(record)
+
+
+def test_a_machine_without_processes_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ShardWriter(tmp_path, "train")
+    write_and_close(writer, [b"a row"])
+    reader = ShardReader([tmp_path / name for name in writer.names])
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(DataError, match=r"no process left .* give the same command again"):
+        reader.read([0])
 
 
 def test_missing_shard_is_one_line(tmp_path: Path) -> None:
