@@ -43,6 +43,7 @@ class ModelConfig:
     tied_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     remat: RematPolicy = "none"
+    scan_unroll: int = 1  # turns of the scan over depth written out: fewer copies, more to compile
     attention_impl: Impl = "auto"
     loss_impl: Impl = "auto"  # reference: whole logits
     num_experts: int = 0  # MLPs that a layer chooses from; 0: every layer has one dense MLP
@@ -66,6 +67,7 @@ class ModelConfig:
             "num_heads",
             "ffn_dim",
             "rope_original_len",
+            "scan_unroll",
         )
         for name in positive:
             require(getattr(self, name) > 0, f"ModelConfig.{name}", getattr(self, name), "> 0")

@@ -127,7 +127,11 @@ class Period(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, where, caches):
         policy = REMAT_POLICIES[self.config.remat]
-        block_cls = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=False)
+        block_cls = Block
+        if policy is not None:
+            # only a loop keeps the compiler from finding the stored values in the recomputed ones
+            prevent_cse = self.config.scan_unroll > 1
+            block_cls = nn.remat(Block, policy=policy, prevent_cse=prevent_cse)
         new_caches, routings = [], []
         for i, kind in enumerate(self.config.layer_pattern):
             block = block_cls(self.config, kind, self.is_sparse, name=f"block_{i}")
@@ -209,6 +213,7 @@ def _scanned(config: ModelConfig, num_layers: int, is_sparse: bool) -> nn.Module
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),
         length=num_layers // len(config.layer_pattern),
+        unroll=config.scan_unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
         check_constancy_invariants=False,  # costs a second trace of the layers
     )(config, is_sparse)
@@ -244,7 +249,7 @@ class Model:
         tokens_BT = jnp.zeros(shape, jnp.int32)
         # shapes are the same by any implementation, and a kernel may not run where this is traced
         plain = dataclasses.replace(
-            self.config, attention_impl="reference", expert_impl="reference"
+            self.config, attention_impl="reference", expert_impl="reference", scan_unroll=1
         )
         module = Transformer(plain, self.mesh)
         return module.init(rng, tokens_BT, tokens_BT)["params"]

@@ -21,7 +21,10 @@ from jaxlm.research.desk.views import FieldView
 from jaxlm.train.config import TrainConfig
 
 MOST_FIELDS = 8  # of one change
-_NOT = {"ModelConfig": {"vocab_size", "attention_impl", "loss_impl"}, "OptimConfig": {"groups"}}
+_NOT = {
+    "ModelConfig": {"vocab_size", "attention_impl", "loss_impl", "scan_unroll"},
+    "OptimConfig": {"groups"},
+}
 _ONLY = {"DataConfig": {"batch_size"}, "TrainConfig": {"num_steps", "num_micro_batches"}}
 _SECTIONS: dict[str, type] = {
     "ModelConfig": ModelConfig,

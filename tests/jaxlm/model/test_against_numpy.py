@@ -116,7 +116,8 @@ LONG = ("experts_block_inputs_remat", "experts_dots_remat")
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "everything_full_remat": EVERYTHING
-    | {"remat": "full", "num_layers": 4, "rope_scaling": "linear", "rope_factor": 3.0},
+    | {"remat": "full", "num_layers": 4, "rope_scaling": "linear", "rope_factor": 3.0}
+    | {"scan_unroll": 2},
     "everything_dots_remat": EVERYTHING
     | {"remat": "dots", "activation": "geglu", "num_kv_heads": 1},
     "everything_products_but_up_remat": EVERYTHING | {"remat": "products_but_up"},

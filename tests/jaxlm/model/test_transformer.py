@@ -114,8 +114,9 @@ def test_remat_policies_store_less_and_less():
     assert len(set(sizes)) == 4
 
 
-def test_the_scan_over_depth_is_the_layers_one_after_another():
-    model, params = build(**RICH, num_layers=6)
+@pytest.mark.parametrize("unroll", [1, 2])  # 2 leaves a third turn over
+def test_the_scan_over_depth_is_the_layers_one_after_another(unroll):
+    model, params = build(**RICH, num_layers=6, scan_unroll=unroll)
     c, tokens = model.config, packed_batch([[8]], T=8, vocab=VOCAB)["tokens"]
     tables = rope_tables(jnp.arange(8)[None], *rope_frequencies(c.head_width, c.rope_theta))
     x = jnp.asarray(params["embed"]["table"][tokens])
