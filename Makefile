@@ -53,9 +53,9 @@ define install
 	    "name another: make $(or $(MAKECMDGOALS),help) PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python$(VERSION) || $(PYTHON) -m venv --clear --without-pip $(VENV)
 	@echo "Installing jaxlm and what it needs into $(VENV): about a minute, once"
-	@if command -v uv >/dev/null; then uv pip install -q --compile-bytecode --python $(BIN)/python \
+	@if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python \
 	  -c $(CONSTRAINTS) pip -e '$(1)'; \
-	else $(PYTHON) -m pip --python $(BIN)/python install -q --prefer-binary --disable-pip-version-check \
+	else $(PYTHON) -m pip --python $(BIN)/python install -q --no-compile --prefer-binary --disable-pip-version-check \
 	  -c $(CONSTRAINTS) pip -e '$(1)'; fi
 endef
 
