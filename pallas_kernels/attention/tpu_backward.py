@@ -106,12 +106,13 @@ def _per_query(
     if d_lse_BNT is not None:
         delta_BNT -= d_lse_BNT
     delta_BNT = jnp.where(sees_any_BNT, delta_BNT, 0.0)
+    lse_BNT = jnp.where(sees_any_BNT, lse_BNT, jnp.inf)  # no weight for any key or sink
     d_sinks_N = None
     if sinks_N is not None:
         p_BNT = jnp.exp(sinks_N.astype(jnp.float32)[None, :, None] - lse_BNT)
         d_sinks_N = -jnp.sum(p_BNT * delta_BNT, axis=(0, 2)).astype(sinks_N.dtype)
-    lse_BNT = jnp.where(sees_any_BNT, lse_BNT * LOG2_E, jnp.inf)
-    return Queries(q_BNTH, d_out_BNTV.astype(q_BNTH.dtype), lse_BNT, delta_BNT), d_sinks_N
+    queries = Queries(q_BNTH, d_out_BNTV.astype(q_BNTH.dtype), lse_BNT * LOG2_E, delta_BNT)
+    return queries, d_sinks_N
 
 
 def _by_keys(

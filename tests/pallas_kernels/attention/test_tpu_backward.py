@@ -99,6 +99,7 @@ CASES = {
     ),
     "queries that see nothing": Case(T=200, k_start=130, N=2, K=2),
     "nothing sees anything": Case(T=5, S=7, k_start=9),
+    "nothing sees anything but a sink": Case(T=5, S=7, k_start=9, N=2, has_sinks=True),
     "one token": Case(T=1, has_sinks=True),
     "more keys than one call takes": Case(
         T=300, blocks=Blocks(128, 128, 128, chunk_q=256, chunk_kv=128), N=2
