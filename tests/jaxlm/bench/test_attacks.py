@@ -28,6 +28,9 @@ def name_of(attack: Attack) -> str:
 
 NAMES = [name_of(a) for a in suite.all_attacks(ELSEWHERE, trained=26)]
 DEAR = ("the evaluator", TRAINED)  # real models are trained
+DEAR += ("honest patch", "training: guest")  # two seconds of imports each: some thirty of them
+LET_IN = ("the gates: run without", "the gates: budget bypass: two")  # then they train
+QUICK = ("honest patch: leaky square", "training: guest: patched clock")  # one of each kind
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +48,8 @@ def tried(name: str, world: World, folder: Path) -> suite.Row:
     return suite.run_one(found[name], own)
 
 
-def marked(names: Sequence[str]) -> list[Any]:
-    slow = lambda name: [pytest.mark.slow] if name.startswith(DEAR) else []
+def marked(names: Sequence[str], dear: tuple[str, ...] = DEAR) -> list[Any]:
+    slow = lambda name: [pytest.mark.slow] if name.startswith(dear) and name not in QUICK else []
     return [pytest.param(name, marks=slow(name)) for name in names if not name.startswith(TRAINED)]
 
 
@@ -109,7 +112,7 @@ HOLES: dict[str, tuple[object, str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOLES)
+@pytest.mark.parametrize("name", marked(tuple(HOLES), DEAR + LET_IN))
 def test_where_a_defence_is_switched_off_the_attack_gets_through(
     name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,10 @@ EVERYTHING = {
     "tied_embeddings": False,
     "logit_softcap": 4.0,
 }
-LONG = ("experts_block_inputs_remat", "experts_dots_remat")
+# Half a minute of compiling each, and another of its kind stays among the quick ones.
+LONG = ("experts_block_inputs_remat", "experts_dots_remat", "everything_block_inputs_remat")
+LONG += ("top_1", "top_2_shared_after_dense", "all_relu2", "softmax_bias_unnormalised")
+LONG += ("layer_pattern", "head_dim_of_the_stream")
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "everything_full_remat": EVERYTHING
@@ -184,32 +187,29 @@ def test_every_switch_by_itself_agrees_with_numpy(overrides):
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)
 
 
-@pytest.mark.parametrize("overrides", (SWITCHES | MIXTURES).values(), ids=SWITCHES | MIXTURES)
+def runs(cases: dict[str, dict[str, Any]]) -> list[Any]:
+    slow = lambda name: [pytest.mark.slow] if name in LONG else []
+    return [pytest.param(overrides, id=name, marks=slow(name)) for name, overrides in cases.items()]
+
+
+@pytest.mark.parametrize("overrides", runs(SWITCHES | MIXTURES))
 def test_every_switch_agrees_with_numpy(overrides):
     batch = packed_batch(PACKED, T=13, vocab=23)
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        pytest.param(o, id=name, marks=[pytest.mark.slow] if name in LONG else [])
-        for name, o in COMBINATIONS.items()
-    ],
-)
+@pytest.mark.parametrize("overrides", runs(COMBINATIONS))
 def test_combinations_agree_with_numpy(overrides):
     batch = packed_batch(PACKED, T=13, vocab=23, seed=1)
     assert_within(errors_against_numpy(config(**overrides), batch), F32_BOUND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
         {"attention_impl": "auto", "attention_sinks": True},
-        pytest.param(
-            EVERYTHING | {"attention_impl": "xla", "window": 50, "remat": "block_inputs"},
-            marks=pytest.mark.slow,
-        ),
+        EVERYTHING | {"attention_impl": "xla", "window": 50, "remat": "block_inputs"},
     ],
     ids=["auto", "xla_everything"],
 )

@@ -149,7 +149,8 @@ def test_members_of_one_program_on_two_devices_equal_runs_alone_to_rounding(
         assert json.loads((run.directory / "env.json").read_text())["mesh"]["members"] == 2
 
 
-@pytest.mark.parametrize("how", ["in turn", pytest.param("together", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["in turn", "together"])
 def test_a_run_that_pauses_is_the_run_that_does_not(
     finished: Path, monkeypatch: pytest.MonkeyPatch, how: How
 ) -> None:

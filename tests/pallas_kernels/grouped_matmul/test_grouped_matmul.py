@@ -98,6 +98,9 @@ SLOW = (
     "aligned",
     "two_cores",
     "rows_beyond",
+    "borders_within_pieces",
+    "one_takes_all",
+    "bf16",
 )  # by the interpreter: some 5 s each
 
 
@@ -128,7 +131,14 @@ def test_visits_are_a_walk_through_tiles_and_groups():
 
 
 @pytest.mark.parametrize(
-    "sizes", [(64,), (0, 0, 64), (1,) * 60 + (4,), (63, 1), (50, 2, 2, 2, 2, 2, 2, 2), (3, 61)]
+    "sizes",
+    [
+        *((0, 0, 64), (1,) * 60 + (4,)),
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in [(64,), (63, 1), (50, *[2] * 7), (3, 61)]
+        ),
+    ],
 )
 def test_two_parts_share_tiles_and_work(sizes):
     """No tile belongs to both, none is left out, and they differ by the heaviest tile at most."""
