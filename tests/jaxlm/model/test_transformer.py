@@ -143,7 +143,10 @@ def continue_cached(model: Model, params: Any, tokens: np.ndarray, caches: Any, 
 
 @pytest.mark.parametrize(
     ("chunks", "overrides"),
-    [([1] * 9, {}), ([4, 1, 1, 3], {}), ([2, 7], {}), ([4, 1, 1, 3], EXPERTS)],
+    [
+        *(([1] * 9, {}), ([4, 1, 1, 3], {}), ([2, 7], {})),
+        pytest.param([4, 1, 1, 3], EXPERTS, marks=pytest.mark.slow),
+    ],
     ids=["one by one", "4 1 1 3", "2 7", "experts after dense layers"],
 )
 def test_cached_decoding_equals_the_full_forward_pass(chunks, overrides):

@@ -124,8 +124,9 @@ def by_loop(c: ModelConfig, params: Any, rows: Any) -> tuple[Any, Any, Any]:
 
 
 def cases() -> list[Any]:
-    """All kinds at all balances; few and no tokens for one kind, the others are slow."""
-    is_quick = lambda kind, balance, rows: rows == "rows" or (kind == "top_2" and balance == "even")
+    """All kinds with even experts, all balances and all rows for one kind; the others are slow."""
+    is_common = lambda kind, balance, rows: (kind == "top_2", balance == "even", rows == "rows")
+    is_quick = lambda *names: sum(is_common(*names)) > 1
     names = itertools.product(KINDS, BALANCES, ROWS)
     return [pytest.param(*n, marks=[] if is_quick(*n) else [pytest.mark.slow]) for n in names]
 

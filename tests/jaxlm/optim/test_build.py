@@ -177,7 +177,10 @@ def test_state_has_one_structure_and_is_f32_but_for_counters(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "muon" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 def test_three_settings_in_one_program_equal_three_runs(name):
     settings = [
         hparams(config(name, **fields), UPDATES)

@@ -180,8 +180,21 @@ def interrupted_everywhere(words: Sequence[str]) -> None:
         assert content(LEDGER) == whole
 
 
-def test_an_interrupted_campaign_ends_as_an_undisturbed_one(workers: FakeWorkers) -> None:
-    interrupted_everywhere([*ALL, *LARGER, "--confirm", "2", "--seeds", "2", "--max-seeds", "4"])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(["--seeds", "2"], id="screen"),
+        pytest.param(
+            [*LARGER, "--confirm", "2", "--seeds", "2", "--max-seeds", "4"],
+            id="all",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_an_interrupted_campaign_ends_as_an_undisturbed_one(
+    workers: FakeWorkers, stages: list[str]
+) -> None:
+    interrupted_everywhere([*ALL, *stages])
 
 
 @pytest.mark.parametrize("policy", ["early-stop", "adaptive", "halving", "replicate-all", "greedy"])
