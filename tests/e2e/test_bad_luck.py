@@ -86,7 +86,8 @@ def test_disk_full_while_a_checkpoint_is_written(
         assert list_checkpoints(CHECKPOINTS) == [6, 8]
 
 
-@pytest.mark.parametrize("room", [0, *map(slow, (3_000, 12_000, 40_000))])
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 3_000, 12_000, 40_000])
 def test_disk_that_fills_up_during_a_save(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -145,7 +146,7 @@ def test_disk_full_while_a_row_of_telemetry_is_written(
         assert steps == list(range(1, 9))
 
 
-@pytest.mark.parametrize("where", ["loop.append_json", "session.write_report"])
+@pytest.mark.parametrize("where", ["loop.append_json", slow("session.write_report")])
 @pytest.mark.parametrize("room", [0, slow(8_000)])
 def test_disk_full_while_a_sample_or_the_report_is_written(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str, room: int
@@ -197,6 +198,7 @@ def test_a_complete_cache_on_a_read_only_disk_is_read(capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_read_only_run_can_still_be_used(capfd: pytest.CaptureFixture[str]) -> None:
     with small_disk(Path("run"), "4m"):
         assert main(TRAIN) == 0

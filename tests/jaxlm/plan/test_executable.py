@@ -90,6 +90,7 @@ def updated(config: RunConfig, path: Path | None) -> Any:
     return jax.tree.map(np.asarray, state.params)
 
 
+@pytest.mark.slow
 def test_it_computes_what_the_compiled_step_computes(saved: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, updated(CONFIG, saved), updated(CONFIG, None))
 
