@@ -22,11 +22,13 @@ IDENTITY = Identity("config", "data")
 
 
 @pytest.fixture
-def saved(tmp_path, make_trainer, random_batch):
-    """(folder, host copy of the state) after one update on a 4 x 2 mesh, saved as step 1."""
+def saved(tmp_path, make_trainer):
+    """(folder, host copy of a state without a zero) on a 4 x 2 mesh, saved as step 1."""
     trainer = make_trainer(fsdp=4, model=2)
+    rng = np.random.default_rng(0)
+    draw = lambda x: jax.device_put(rng.normal(1, 0.1, x.shape).astype(x.dtype), x.sharding)
     with on_mesh(trainer.mesh, trainer.rules):
-        state, _ = trainer.step(trainer.init(jax.random.key(0)), random_batch(0))
+        state = jax.tree.map(draw, trainer.init(jax.random.key(0)))
         checkpointer = Checkpointer(tmp_path, keep=2, identity=IDENTITY)
         checkpointer.save(1, state)
         checkpointer.close()

@@ -57,7 +57,7 @@ def assert_same(found, expected, rtol):
 
 
 def layouts() -> list[Any]:
-    quick = {("expert_fsdp", 2)}  # test_strategies.py has more, among them the width split
+    quick = {("expert_fsdp", 1)}  # test_strategies.py has more, among them the width split
     return [
         pytest.param(mesh, parts, marks=[] if (mesh, parts) in quick else [pytest.mark.slow])
         for mesh in MESHES
@@ -111,13 +111,13 @@ def test_no_optimizer_touches_the_biases(make_trainer, random_batch, optimizer):
 BALANCES = {  # model, peak learning rate, mean load of the busiest expert at the end
     "bias": ({"router_bias_rate": 0.02}, 1e-4, (1.0, 2.3)),
     "loss": ({"router_balance_loss": 30.0}, 1e-3, (1.0, 2.3)),
+    "nothing": ({}, 1e-3, (3.5, 4.0)),
 }
-NO_BALANCE = pytest.param({}, 1e-3, (3.5, 4.0), id="nothing", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("balance", "peak_lr", "bounds"),
-    [*(pytest.param(*case, id=name) for name, case in BALANCES.items()), NO_BALANCE],
+    [(pytest.param if name == "bias" else slow)(*case, id=name) for name, case in BALANCES.items()],
 )
 def test_bias_or_loss_brings_a_lopsided_router_into_balance(
     make_trainer, random_batch, balance, peak_lr, bounds
@@ -177,7 +177,7 @@ def test_members_of_one_program_train_as_each_alone(make_trainer, random_batch):
         assert_same(([found[1]], found[0]), ([metrics], state), rtol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["dots", "block_inputs", "full"])
+@pytest.mark.parametrize("remat", [slow("dots"), slow("block_inputs"), "full"])
 def test_what_is_computed_again_chooses_no_expert_again(make_trainer, random_batch, remat):
     """Rounding might choose another one, and gradients would be of another function."""
     train = dataclasses.replace(CONFIG.train, probe_every=None)  # probes look once more
