@@ -29,6 +29,7 @@ class Stops:
     """Of a campaign, or of several."""
 
     saved: float  # share of the compute of all runs begun
+    saved_first: float  # the same, of the runs with which each idea came first
     kills: int
     false_kills: int  # that would have won
     covered: float  # share of campaigns whose audit interval holds their own false-kill rate
@@ -45,12 +46,14 @@ def stops_of(world: World, outcome: Outcome) -> Stops:
     lost = sum(x is not None and x < bar for x, bar in zip(would, bars, strict=True))
     share, notes = lost / max(1, len(bars)), outcome.notes
     covered = notes["false_kill_low"] <= share <= notes["false_kill_high"]
-    return Stops(notes["saved_share"], len(bars), lost, float(covered))
+    saved = notes["saved_share"], notes["saved_share_first"]
+    return Stops(*saved, len(bars), lost, float(covered))
 
 
 def total(found: Sequence[Stops]) -> Stops:
     return Stops(
         float(np.mean([s.saved for s in found])),
+        float(np.mean([s.saved_first for s in found])),
         sum(s.kills for s in found),
         sum(s.false_kills for s in found),
         float(np.mean([s.covered for s in found])),
@@ -121,8 +124,9 @@ def _known(bank: Bank, scale: int) -> Knowledge:
 def table(stops: Stops, gates: Sequence[Gate]) -> Iterator[str]:
     """Lines for people."""
     yield (
-        f"early stopping: {stops.saved:.0%} of compute saved, {stops.rate:.1%} false kills of "
-        f"{stops.kills:,}; the audit's interval holds the truth in {stops.covered:.0%} of campaigns"
+        f"early stopping: {stops.saved:.0%} of compute saved ({stops.saved_first:.0%} while ideas are "
+        f"new), {stops.rate:.1%} false kills of {stops.kills:,}; "
+        f"the audit's interval holds the truth in {stops.covered:.0%} of campaigns"
     )
     for gate in gates:
         if gate is gates[0]:

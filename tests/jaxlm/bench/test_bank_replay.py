@@ -23,7 +23,7 @@ def bank(early: float = 0.01, seeds: int = 16) -> Bank:
     for effect in (small, large):
         own = rng.normal(0, SIGMA, (31, seeds, 1))
         on_the_way = rng.normal(0, 0.3 * SIGMA, (31, seeds, 10)) * (1 - np.array(FRACTIONS))
-        off = rng.normal(0, early, (31, 1, 1)) * (1 - np.array(FRACTIONS))
+        off = rng.normal(0, early, (31, 1, 10)) * (1 - np.array(FRACTIONS))
         curve = 2 + 1 / np.sqrt(FRACTIONS)
         tables.append(curve + effect[:, None, None] + own + on_the_way + off)
     names = ("baseline", *(f"i{k:02d}" for k in range(30)))
@@ -36,9 +36,17 @@ def test_early_stopping_saves_much_and_seldom_kills_what_would_have_won() -> Non
     assert stops.rate <= 0.05 and stops.covered >= 0.9
 
 
+def test_savings_on_what_comes_again_are_told_apart() -> None:
+    """One time around at a budget that ends there; later ones are mostly known losers."""
+    once, often = replay_stops(bank(), 20, 20), replay_stops(bank(), 120, 20)
+    assert once.saved == once.saved_first
+    assert often.saved > often.saved_first > 0
+
+
 def test_where_the_start_says_nothing_little_is_stopped() -> None:
     honest, misleading = replay_stops(bank(), 120, 10), replay_stops(bank(early=0.2), 120, 10)
-    assert misleading.saved < honest.saved / 2
+    assert misleading.saved_first < honest.saved_first / 2
+    assert misleading.rate <= 0.05
 
 
 def test_the_gate_blocks_what_turns_and_adopts_what_holds() -> None:
