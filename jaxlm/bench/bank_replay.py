@@ -60,14 +60,20 @@ def total(found: Sequence[Stops]) -> Stops:
     )
 
 
-def replay_stops(bank: Bank, budget: float, count: int) -> Stops:
-    """early_stop over `count` draws of the bank."""
+def replay_stops(bank: Bank, budget: float, count: int) -> list[Stops]:
+    """early_stop over `count` draws of the bank, at each scale by itself."""
     found = []
-    for k in range(count):
-        world = BankWorld(bank, k)
-        plan = early_stop(world.ideas, budget, k * SEEDS_APART, _known(bank, 0))
-        found.append(stops_of(world, drive(plan, world.run, Purse(budget))))
-    return total(found)
+    for alone in bank.by_scale():
+        worlds = [BankWorld(alone, k) for k in range(count)]
+        plans = [
+            early_stop(world.ideas, budget, k * SEEDS_APART, _known(alone, 0))
+            for k, world in enumerate(worlds)
+        ]
+        campaigns = zip(worlds, plans, strict=True)
+        found.append(
+            total([stops_of(w, drive(plan, w.run, Purse(budget))) for w, plan in campaigns])
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +127,14 @@ def _known(bank: Bank, scale: int) -> Knowledge:
     return Knowledge(noise=noise, prior=Prior(mean_effect=3 * noise.sigma))
 
 
-def table(stops: Stops, gates: Sequence[Gate]) -> Iterator[str]:
-    """Lines for people."""
-    yield (
-        f"early stopping: {stops.saved:.0%} of compute saved ({stops.saved_first:.0%} while ideas are "
-        f"new), {stops.rate:.1%} false kills of {stops.kills:,}; "
-        f"the audit's interval holds the truth in {stops.covered:.0%} of campaigns"
-    )
+def table(found: Sequence[Stops], gates: Sequence[Gate]) -> Iterator[str]:
+    """Lines for people; found: by scale."""
+    for scale, stops in enumerate(found):
+        yield (
+            f"early stopping, scale {scale}: {stops.saved:.0%} of compute saved "
+            f"({stops.saved_first:.0%} while ideas are new), {stops.rate:.1%} false kills of "
+            f"{stops.kills:,}; the audit's interval holds the truth in {stops.covered:.0%} of campaigns"
+        )
     for gate in gates:
         if gate is gates[0]:
             names = (", ".join(gate.turning) or "none", ", ".join(gate.true) or "none")
