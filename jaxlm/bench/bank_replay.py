@@ -29,6 +29,7 @@ class Stops:
     """Of a campaign, or of several."""
 
     saved: float  # share of the compute of all runs begun
+    saved_first: float  # the same, of the runs with which each idea came first
     kills: int
     false_kills: int  # that would have won
     covered: float  # share of campaigns whose audit interval holds their own false-kill rate
@@ -45,26 +46,34 @@ def stops_of(world: World, outcome: Outcome) -> Stops:
     lost = sum(x is not None and x < bar for x, bar in zip(would, bars, strict=True))
     share, notes = lost / max(1, len(bars)), outcome.notes
     covered = notes["false_kill_low"] <= share <= notes["false_kill_high"]
-    return Stops(notes["saved_share"], len(bars), lost, float(covered))
+    saved = notes["saved_share"], notes["saved_share_first"]
+    return Stops(*saved, len(bars), lost, float(covered))
 
 
 def total(found: Sequence[Stops]) -> Stops:
     return Stops(
         float(np.mean([s.saved for s in found])),
+        float(np.mean([s.saved_first for s in found])),
         sum(s.kills for s in found),
         sum(s.false_kills for s in found),
         float(np.mean([s.covered for s in found])),
     )
 
 
-def replay_stops(bank: Bank, budget: float, count: int) -> Stops:
-    """early_stop over `count` draws of the bank."""
+def replay_stops(bank: Bank, budget: float, count: int) -> list[Stops]:
+    """early_stop over `count` draws of the bank, at each scale by itself."""
     found = []
-    for k in range(count):
-        world = BankWorld(bank, k)
-        plan = early_stop(world.ideas, budget, k * SEEDS_APART, _known(bank, 0))
-        found.append(stops_of(world, drive(plan, world.run, Purse(budget))))
-    return total(found)
+    for alone in bank.by_scale():
+        worlds = [BankWorld(alone, k) for k in range(count)]
+        plans = [
+            early_stop(world.ideas, budget, k * SEEDS_APART, _known(alone, 0))
+            for k, world in enumerate(worlds)
+        ]
+        campaigns = zip(worlds, plans, strict=True)
+        found.append(
+            total([stops_of(w, drive(plan, w.run, Purse(budget))) for w, plan in campaigns])
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +127,14 @@ def _known(bank: Bank, scale: int) -> Knowledge:
     return Knowledge(noise=noise, prior=Prior(mean_effect=3 * noise.sigma))
 
 
-def table(stops: Stops, gates: Sequence[Gate]) -> Iterator[str]:
-    """Lines for people."""
-    yield (
-        f"early stopping: {stops.saved:.0%} of compute saved, {stops.rate:.1%} false kills of "
-        f"{stops.kills:,}; the audit's interval holds the truth in {stops.covered:.0%} of campaigns"
-    )
+def table(found: Sequence[Stops], gates: Sequence[Gate]) -> Iterator[str]:
+    """Lines for people; found: by scale."""
+    for scale, stops in enumerate(found):
+        yield (
+            f"early stopping, scale {scale}: {stops.saved:.0%} of compute saved "
+            f"({stops.saved_first:.0%} while ideas are new), {stops.rate:.1%} false kills of "
+            f"{stops.kills:,}; the audit's interval holds the truth in {stops.covered:.0%} of campaigns"
+        )
     for gate in gates:
         if gate is gates[0]:
             names = (", ".join(gate.turning) or "none", ", ".join(gate.true) or "none")

@@ -84,17 +84,20 @@ def bench_bank(
 ) -> list[Row]:  # fmt: skip
     """Every policy on the idea bank, over `count` orders of its ideas and choices of seeds.
 
-    factors: on the bank's noise.  prior: of the ideas' effects, as policies know it beforehand.
+    Each scale of the bank is a world of its own.  factors: on the bank's noise.  prior: of the ideas'
+    effects, as policies know it beforehand.
     """
     rows = []
-    todo = [(factor, budget) for factor in factors for budget in budgets]
-    for i, (factor, budget) in enumerate(todo):
-        sigma = bank.noise().sigma * factor
-        progress("policies", i / len(todo), f"idea bank, noise {sigma:g}, budget {budget:g}")
-        drawn: list[World] = [BankWorld(bank, seed + k, factor) for k in range(count)]
+    scales = bank.by_scale()
+    todo = [(s, f, b) for s in range(len(scales)) for f in factors for b in budgets]
+    for i, (scale, factor, budget) in enumerate(todo):
+        world = f"idea bank, scale {scale}"
+        sigma = scales[scale].noise().sigma * factor
+        progress("policies", i / len(todo), f"{world}, noise {sigma:g}, budget {budget:g}")
+        drawn: list[World] = [BankWorld(scales[scale], seed + k, factor) for k in range(count)]
         believed = prior or Prior(mean_effect=3 * sigma)  # as on real runs: the noise is known
         known = Knowledge(noise=Noise(sigma, 8), prior=believed)
-        rows += _rows(names, "idea bank", sigma, budget, drawn, known, seed)
+        rows += _rows(names, world, sigma, budget, drawn, known, seed)
     progress("policies", 1.0, "")
     return rows
 

@@ -56,6 +56,15 @@ class Bank:
         assert noise is not None  # read_bank asks for two seeds
         return noise
 
+    def by_scale(self) -> list["Bank"]:
+        """Each scale as a bank of its own; a larger one without the ideas that have not all runs there."""
+        found = []
+        for scale, table in enumerate(self.losses):
+            is_there = ~np.isnan(table).any(axis=(1, 2)) | (scale == 0)
+            ideas = tuple(np.array(self.ideas)[is_there].tolist())
+            found.append(dataclasses.replace(self, ideas=ideas, losses=(table[is_there],)))
+        return found
+
 
 def read_bank(path: Path) -> Bank:
     """Raises DataError for a table with a column, the baseline or a run missing, or one twice."""

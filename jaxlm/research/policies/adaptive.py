@@ -25,11 +25,10 @@ from jaxlm.research.policies.confirm import confirm
 from jaxlm.research.policies.designs import design, orders
 from jaxlm.research.policies.evidence import SMOKE, Evidence, run_block, smoke_test
 from jaxlm.research.policies.planning import SURE, Situation, divide
-from jaxlm.research.stats.shrink import Posterior
 
 SETTLED = 0.02  # an idea this surely good, or this surely not, needs no more runs
 ENOUGH = 3  # ideas seen at both lengths
-LARGE = 60.0  # budgets from here on can afford larger blocks and a third confirmation
+LARGE = 60.0  # budgets from here on can afford a second look at the start, a third confirmation
 Steps = Generator[list[Trial], Losses, None]
 
 
@@ -46,7 +45,7 @@ class _Campaign:
         self.seed = seed
         self.rng = np.random.default_rng(seed)
         self.pairs = 3 if budget >= LARGE else 2 if budget >= LARGE / 2 else 1
-        self.block = min(knowledge.max_block, 32 if budget >= LARGE else 16)
+        self.block = knowledge.max_block
 
     @property
     def free(self) -> float:
@@ -68,7 +67,7 @@ def adaptive(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowledg
     notes = yield from _screen_more(state)
     while (yield from _prune(state, state.free)):
         pass
-    kept, means = state.evidence.choose(lambda post: _is_vetted(state, post))
+    kept, means = state.evidence.choose(_is_vetted(state))
     noise, first = state.evidence.full_noise, state.fresh_seed()
     return (yield from confirm(state.purse, kept, first, state.pairs, noise, means, notes))
 
@@ -121,12 +120,11 @@ def _screen_more(state: _Campaign) -> Generator[list[Trial], Losses, dict[str, f
     }  # fmt: skip
 
 
-def _is_vetted(state: _Campaign, post: Posterior) -> NDArray[np.bool_]:
-    """Seen at full length; or surely good from early runs, once it is known what these are worth."""
+def _is_vetted(state: _Campaign) -> NDArray[np.bool_]:
+    """Seen at full length; or at an early one, once it is known what that is worth."""
     full, early = state.evidence.full, state.evidence.early
-    num_both = len(full.keys() & early.keys())
-    is_full = np.array([idea in full for idea in state.evidence.known])
-    return is_full | ((post.p_good >= SURE) & (num_both >= ENOUGH))
+    is_full = np.array([idea in full for idea in state.evidence.known], bool)
+    return is_full | (len(full.keys() & early.keys()) >= ENOUGH)
 
 
 def _prune(state: _Campaign, budget: float) -> Generator[list[Trial], Losses, bool]:
@@ -142,7 +140,7 @@ def _prune(state: _Campaign, budget: float) -> Generator[list[Trial], Losses, bo
     post = evidence.judge(known)
     is_full = np.array([idea in evidence.full for idea in known])
     bar = np.where(is_full, 1 - SETTLED, SURE)
-    is_sure = (post.p_good >= bar) & _is_vetted(state, post)
+    is_sure = (post.p_good >= bar) & _is_vetted(state)
     is_open = (post.p_good > SETTLED) & ~is_sure
     best = [i for i in np.argsort(-post.upside, kind="stable") if is_open[i]][
         : size - 1 - _num_empty(size)

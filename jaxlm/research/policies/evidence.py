@@ -8,7 +8,7 @@ late one, and is measured on ideas that have both.
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,16 +94,16 @@ class Evidence:
         return posterior(*self._estimates(ideas, self.tau), self.prior)
 
     def choose(
-        self, may: Callable[[Posterior], NDArray[np.bool_]] | None = None
+        self, may: NDArray[np.bool_] | None = None
     ) -> tuple[frozenset[str], dict[str, float]]:
         """(ideas to keep at the wanted false-discovery rate, shrunken effects of all that are known).
 
-        may: which of `known` may be kept, given what is believed of them; all where None.
+        may: which of `known` may be kept; all where None.
         """
         if not self.known:
             return frozenset(), {}
         post = self.judge(self.known)
-        keep = keep_set(post, self.knowledge.false_discovery, may(post) if may else None)
+        keep = keep_set(post, self.knowledge.false_discovery, may)
         kept = frozenset(i for i, is_kept in zip(self.known, keep, strict=True) if is_kept)
         return kept, {i: float(m) for i, m in zip(self.known, post.mean, strict=True)}
 

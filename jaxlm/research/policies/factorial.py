@@ -57,7 +57,7 @@ def prune_and_confirm(ideas: Sequence[str], budget: float, seed: int, knowledge:
     purse, evidence = Purse(budget, knowledge.scale_costs), Evidence(knowledge)
     found = yield from relay(early_stop(ideas, budget - reserve, seed, knowledge), purse)
     candidates = found.effects
-    rng, next_seed = np.random.default_rng(seed), seed + SEEDS
+    rng, next_seed = np.random.default_rng(seed), seed + SEEDS + int(budget)  # past early_stop's
     size = max([m for m in orders() if 4 <= m <= purse.left - 2 * PAIRS], default=0)
     best = sorted(candidates, key=candidates.__getitem__)[: max(0, size - 1 - EMPTY)]
     if best:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Will this run still win?  From its difference to the incumbent's curve at the same fraction.
+"""Will this run still win?  From its differences to the incumbent's curve at the same fractions.
 
-Over runs that were seen at both, the final difference is regressed on the early one,
-    final | early ~ a + b early + t_{n-2} s sqrt(1 + 1/n + (early - mean)^2 / S),
-and a run is stopped when the probability of a win is small.  Stopping depends on `early` only, so the
+Over runs that were seen to their end, the final difference y is regressed on the last readings x of the
+difference, the newest and the one before: where a run stands, and where it is heading,
+    y | x ~ a + b'x + t_{n-k} s sqrt(1 + z' (Z'Z)^-1 z),    z = (1, x), k its length,
+and a run is stopped when the probability of a win is small.  Stopping depends on x only, so the
 regression stays unbiased though the losers are missing.  How often a stopped run would have won after
 all can only be known by running some on: a random share of would-be kills, the audit.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import betaincinv, stdtr
@@ -19,35 +21,28 @@ MIN_HISTORY = 8  # completed runs before the first may be stopped
 
 @dataclasses.dataclass
 class Futility:
-    """History of (early, final) differences at one fraction of training."""
+    """History of readings and final differences at one fraction of training."""
 
-    early: list[float] = dataclasses.field(default_factory=list)
+    readings: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
     final: list[float] = dataclasses.field(default_factory=list)
 
-    def add(self, early: float, final: float) -> None:
-        self.early.append(early)
+    def add(self, readings: Sequence[float], final: float) -> None:
+        self.readings.append(tuple(readings))
         self.final.append(final)
 
-    def p_win(self, early: float, threshold: float) -> float:
+    def p_win(self, readings: Sequence[float], threshold: float) -> float:
         """P(final difference < threshold); 1 while the history is too short."""
-        n = len(self.early)
+        n, k = len(self.final), 1 + len(readings)
         if n < MIN_HISTORY:
             return 1.0
-        x, y = np.array(self.early), np.array(self.final)
-        dx = x - x.mean()
-        squares = float(dx @ dx)
-        slope = float(dx @ y) / squares if squares else 0.0
-        rest = y - y.mean() - slope * dx
-        variance = float(rest @ rest) / (n - 2)
-        spread = math.sqrt(
-            variance * (1 + 1 / n + ((early - x.mean()) ** 2 / squares if squares else 0))
-        )
-        centre = float(y.mean()) + slope * (early - float(x.mean()))
-        return (
-            float(stdtr(n - 2, (threshold - centre) / spread))
-            if spread
-            else float(centre < threshold)
-        )
+        z, y = np.array([(1.0, *seen) for seen in self.readings]), np.array(self.final)
+        inverse = np.linalg.pinv(z.T @ z)
+        slopes = inverse @ z.T @ y
+        rest = y - z @ slopes
+        now = np.array([1.0, *readings])
+        spread = math.sqrt(float(rest @ rest) / (n - k) * (1 + float(now @ inverse @ now)))
+        short = threshold - float(now @ slopes)  # of it: how far the expected difference is
+        return float(stdtr(n - k, short / spread)) if spread else float(short > 0)
 
 
 def share_interval(count: int, n: int, alpha: float = 0.05) -> tuple[float, float]:

@@ -23,7 +23,7 @@ def bank(early: float = 0.01, seeds: int = 16) -> Bank:
     for effect in (small, large):
         own = rng.normal(0, SIGMA, (31, seeds, 1))
         on_the_way = rng.normal(0, 0.3 * SIGMA, (31, seeds, 10)) * (1 - np.array(FRACTIONS))
-        off = rng.normal(0, early, (31, 1, 1)) * (1 - np.array(FRACTIONS))
+        off = rng.normal(0, early, (31, 1, 10)) * (1 - np.array(FRACTIONS))
         curve = 2 + 1 / np.sqrt(FRACTIONS)
         tables.append(curve + effect[:, None, None] + own + on_the_way + off)
     names = ("baseline", *(f"i{k:02d}" for k in range(30)))
@@ -31,14 +31,23 @@ def bank(early: float = 0.01, seeds: int = 16) -> Bank:
 
 
 def test_early_stopping_saves_much_and_seldom_kills_what_would_have_won() -> None:
-    stops = replay_stops(bank(), 120, 20)
+    stops = replay_stops(bank(), 120, 20)[0]
     assert stops.saved >= 0.25 and stops.kills > 100
     assert stops.rate <= 0.05 and stops.covered >= 0.9
 
 
+def test_savings_on_what_comes_again_are_told_apart() -> None:
+    """One time around at a budget that ends there; later ones are mostly known losers."""
+    once, often = replay_stops(bank(), 20, 20)[0], replay_stops(bank(), 120, 20)[0]
+    assert once.saved == once.saved_first
+    assert often.saved > often.saved_first > 0
+
+
 def test_where_the_start_says_nothing_little_is_stopped() -> None:
-    honest, misleading = replay_stops(bank(), 120, 10), replay_stops(bank(early=0.2), 120, 10)
-    assert misleading.saved < honest.saved / 2
+    honest = replay_stops(bank(), 120, 10)[0]
+    misleading = replay_stops(bank(early=0.2), 120, 10)[0]
+    assert misleading.saved_first < honest.saved_first / 2
+    assert misleading.rate <= 0.05
 
 
 def test_the_gate_blocks_what_turns_and_adopts_what_holds() -> None:
@@ -48,7 +57,10 @@ def test_the_gate_blocks_what_turns_and_adopts_what_holds() -> None:
     )  # fmt: skip
     assert gate.blocked >= 0.9 and gate.adopted >= 0.8
     lines = list(table(replay_stops(bank(), 60, 3), [gate]))
-    assert lines[0].startswith("early stopping: ") and "64 large runs" in lines[-1]
+    assert [line.split(":")[0] for line in lines[:2]] == [
+        f"early stopping, scale {k}" for k in (0, 1)
+    ]
+    assert "64 large runs" in lines[-1]
 
 
 def test_a_bank_of_one_scale_has_no_gate_and_one_without_good_ideas_no_shares() -> None:

@@ -49,10 +49,13 @@ def test_the_table_has_a_line_per_row_and_the_page_the_curves() -> None:
         bench_simulated(NAMES, ["nowhere"], [20], 1, quiet)
 
 
-def test_a_bank_is_benched_at_every_noise() -> None:
+def test_a_bank_is_benched_at_every_scale_and_noise() -> None:
     rng = np.random.default_rng(0)
     losses = 2 + np.linspace(-0.05, 0.05, 21)[:, None, None] + rng.normal(0, 0.01, (21, 4, 2))
-    bank = Bank(("baseline", *(f"i{k}" for k in range(20))), (0, 1, 2, 3), (0.3, 1.0), (losses,))
+    names = ("baseline", *(f"i{k}" for k in range(20)))
+    bank = Bank(names, (0, 1, 2, 3), (0.3, 1.0), (losses, 1 + losses / 3))
     rows = bench_bank(["greedy"], bank, [15], 3, quiet, factors=(0.5, 2.0))
-    assert [r.sigma for r in rows] == pytest.approx([bank.noise().sigma * f for f in (0.5, 2.0)])
-    assert all(r.world == "idea bank" and r.compute == 15 for r in rows)
+    sigmas = [bank.noise(scale).sigma * f for scale in (0, 1) for f in (0.5, 2.0)]
+    assert [r.sigma for r in rows] == pytest.approx(sigmas)
+    assert [r.world for r in rows] == [f"idea bank, scale {k}" for k in (0, 0, 1, 1)]
+    assert all(r.compute == 15 for r in rows)

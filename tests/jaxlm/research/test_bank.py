@@ -2,6 +2,7 @@
 """The idea bank's reader and its replay, on a synthetic table."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,19 @@ def test_policies_run_on_a_bank_as_they_do_in_simulation(bank: Bank, name: str) 
 def test_tables_with_holes_are_refused(tmp_path: Path, spoil: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_bank(write(tmp_path / "bank.csv", spoil(rows())))  # type: ignore[operator]
+
+
+def test_each_scale_is_a_bank_of_its_own(bank: Bank) -> None:
+    small, large = bank.by_scale()
+    assert small.ideas == bank.ideas
+    assert large.ideas == tuple(idea for idea in IDEAS if idea != "i23")  # it did not complete
+    for idea in large.ideas:
+        assert large.effect(idea) == bank.effect(idea, scale=1)
+        assert small.effect(idea) == pytest.approx(bank.effect(idea), nan_ok=True)
+    trial = Trial(frozenset({"i03"}), 4, 0.6)
+    assert BankWorld(large).run([trial]) == BankWorld(bank).run(
+        [dataclasses.replace(trial, scale=1)]
+    )
 
 
 def test_an_idea_not_yet_tried_at_the_large_scale_is_unknown_there_alone(

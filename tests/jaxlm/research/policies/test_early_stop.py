@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping losers: the predicted chance to win is right, and whoever is catching up goes on."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Purse, Trial, drive
+from jaxlm.research.policies.early_stop import early_stop
+from jaxlm.research.policies.futility import MIN_HISTORY, Futility
+
+
+@pytest.mark.parametrize("num_readings", [1, 2])
+def test_the_chance_to_win_is_as_often_right_as_it_says(num_readings: int) -> None:
+    """P(y < threshold) at the y that comes is uniform, however short the history."""
+    rng, told = np.random.default_rng(0), []
+    for _ in range(2000):
+        x = rng.normal(0, 1, (MIN_HISTORY + 1, num_readings))
+        y = 0.3 + x.sum(axis=1) * 0.5 + rng.normal(0, 0.2, MIN_HISTORY + 1)
+        history = Futility()
+        for readings, final in zip(x[:-1], y[:-1], strict=True):
+            history.add(readings, final)
+        told.append(history.p_win(x[-1], y[-1]))
+    for share in (0.05, 0.5, 0.95):
+        error = (share * (1 - share) / 2000) ** 0.5
+        assert np.mean(np.array(told) < share) == pytest.approx(share, abs=4 * error)
+
+
+@dataclasses.dataclass
+class Curves:
+    """Effects by name; those of `late` start far behind and arrive after half of the training."""
+
+    effects: dict[str, float]
+    late: frozenset[str] = frozenset()
+    noise: float = 0.01
+    asked: list[Trial] = dataclasses.field(default_factory=list)
+
+    def run(self, trials: Sequence[Trial]) -> Losses:
+        self.asked += trials
+        return [self.loss(t) for t in trials]
+
+    def loss(self, trial: Trial) -> float:
+        name = "+".join(sorted(trial.arm))
+        run = [trial.seed, *name.encode()]
+        draw = np.random.default_rng(run).normal(0, self.noise)
+        if trial.fraction < 1:  # a reading
+            draw += np.random.default_rng([int(1e3 * trial.fraction), *run]).normal(
+                0, self.noise / 3
+            )
+        behind = max(0.0, 1 - trial.fraction / 0.6) * len(trial.arm & self.late)
+        return 2 + sum(self.effects[i] for i in trial.arm) + behind + float(draw)
+
+    def drive(self, budget: float, seed: int = 0, least: float = 0.0) -> Outcome:
+        known = Knowledge(smallest_effect=least)
+        return drive(early_stop(list(self.effects), budget, seed, known), self.run, Purse(budget))
+
+
+def test_what_starts_behind_and_catches_up_is_told_from_what_stays_behind() -> None:
+    """A quarter starts late, and half of the others are bad: how far behind says little, how it goes all."""
+    effects = {f"i{k:02d}": (-0.1 if k % 4 == 0 or k % 8 < 3 else 0.2) for k in range(64)}
+    world = Curves(effects, frozenset(f"i{k:02d}" for k in range(0, 64, 4)))
+    outcome = world.drive(64)
+    assert not [trial for trial, bar in outcome.killed if world.loss(trial) < bar]
+    assert outcome.notes["audited_wrong"] == 0
+    assert outcome.notes["saved_share_first"] >= 0.17
+    assert outcome.kept == {idea for idea in effects if effects[idea] < 0}
+
+
+def test_passed_over_ideas_come_again_beside_the_incumbent_on_the_next_seed() -> None:
+    world = Curves({f"i{k}": 0.1 if k else -0.1 for k in range(4)})
+    outcome = world.drive(30)
+    assert outcome.kept == {"i0"}
+    for seed in {t.seed for t in world.asked}:
+        here = [t.arm for t in world.asked if t.seed == seed]
+        assert here[0] == (outcome.kept if seed else frozenset())
+        assert seed == 0 or frozenset({"i0", "i1"}) in here
+    assert len({t.seed for t in world.asked}) >= 4
+
+
+def test_an_idea_that_comes_again_is_kept_for_all_its_whole_runs_together() -> None:
+    """One bad run and a good one: kept is the idea whose good one is the larger."""
+
+    class Alternating(Curves):
+        def loss(self, trial: Trial) -> float:
+            odd = trial.seed % 2
+            of = {"luck": -0.1 if odd else 0.3, "worth": -0.3 if odd else 0.1}
+            return 2 + sum(of[idea] for idea in trial.arm)
+
+    outcome = Alternating({"luck": 0.0, "worth": 0.0}).drive(12)
+    assert outcome.kept == {"worth"}
+    assert outcome.effects["worth"] == pytest.approx(-0.1)
+    assert outcome.claimed_gain == pytest.approx(0.1)
