@@ -24,7 +24,7 @@ CONFIG = RunConfig(
     ),
     data=DataConfig(tokenizer=TokenizerConfig(vocab_size=320), seq_len=24, batch_size=16),
     optim=OptimConfig(peak_lr=3e-3, warmup_steps=2, z_loss=1e-4),
-    train=TrainConfig(num_steps=10, probe_every=None),  # half of the compiling: see test_probes.py
+    train=TrainConfig(num_steps=10, probe_every=None),  # less to compile; test_probes.py looks
 )
 
 

@@ -68,8 +68,7 @@ def layouts() -> list[Any]:
 @pytest.mark.parametrize(("mesh", "num_micro_batches"), layouts())
 def test_five_updates_agree_on_every_mesh(make_trainer, random_batch, mesh, num_micro_batches):
     """With remat in half of the cases, on one device too: it chooses no expert again."""
-    # probes look at one row on each device: other rows on another mesh
-    train = dataclasses.replace(CONFIG.train, num_micro_batches=num_micro_batches, probe_every=None)
+    train = dataclasses.replace(CONFIG.train, num_micro_batches=num_micro_batches)
     optim = dataclasses.replace(CONFIG.optim, eps=1e-3)  # no division by rounding errors
     model = dataclasses.replace(MODEL, remat="full" if num_micro_batches == 1 else "none")
     config = dataclasses.replace(SPARSE, train=train, optim=optim, model=model)
@@ -180,9 +179,7 @@ def test_members_of_one_program_train_as_each_alone(make_trainer, random_batch):
 @pytest.mark.parametrize("remat", [slow("dots"), slow("block_inputs"), "full"])
 def test_what_is_computed_again_chooses_no_expert_again(make_trainer, random_batch, remat):
     """Rounding might choose another one, and gradients would be of another function."""
-    train = dataclasses.replace(CONFIG.train, probe_every=None)  # probes look once more
-    config = dataclasses.replace(small(remat=remat), train=train)
-    trainer = make_trainer(config, expert=2, fsdp=2)
+    trainer = make_trainer(small(remat=remat), expert=2, fsdp=2)
     with on_mesh(trainer.mesh):
         jaxpr = str(jax.make_jaxpr(trainer.step)(trainer.abstract_state, random_batch(0)))
     assert jaxpr.count("top_k[") == jaxpr.count("= sort[") == 1

@@ -31,7 +31,7 @@ def run_steps(trainer, batches):
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_twenty_updates_agree_on_every_mesh(make_trainer, random_batch, sizes):
     """Bound: sums in another order, over 20 updates; f32 has 6e-8, measured spread 5e-7."""
-    config = changed("train", num_steps=20)
+    config = changed("train", num_steps=20, probe_every=20)  # a mesh is looked into, too
     batches = [random_batch(i % 2) for i in range(20)]
     want, _ = run_steps(make_trainer(config), batches)
     got, _ = run_steps(make_trainer(config, **sizes), batches)

@@ -100,7 +100,6 @@ SLOW = (
     "rows_beyond",
     "borders_within_pieces",
     "one_takes_all",
-    "bf16",
 )  # by the interpreter: some 5 s each
 
 
