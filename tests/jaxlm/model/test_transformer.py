@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jaxlm.loss import batch_loss
+from jaxlm.model.block import Block
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.transformer import Block, Model
+from jaxlm.model.transformer import Model
 from jaxlm.nn.attention import Where
 from jaxlm.nn.rope import rope_frequencies, rope_tables
 from tests.reference.compare import (
