@@ -8,6 +8,7 @@ Standard library only; works without gin:
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -52,7 +53,7 @@ class RunConfig:
             f"a multiple of TrainConfig.num_micro_batches={self.train.num_micro_batches}",
         )
 
-    @property
+    @functools.cached_property
     def config_id(self) -> str:
         """sha256 of `identity`: runs of one id compute the same, on one mesh to the bit."""
         return content_id(identity(self))

@@ -2,6 +2,7 @@
 """`jaxlm ablate CONFIG --vary FIELD=[A,B]`: does a change help, by how much, and how sure is that?"""
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,7 @@ def _search(
     ideas = ideas_of(args.vary, args.idea)
     scales = [base, *([base.larger(args.promote)] if args.promote else [])]
 
+    @functools.cache  # a policy asks for the same arms again and again
     def config_of(arm: frozenset[str], scale: int) -> RunConfig | None:
         changes = merged(ideas[name] for name in sorted(arm))
         try:

@@ -7,6 +7,7 @@ behind.  `OptimConfig.peak_lr = 3e-4` sets a field of the one OptimConfig in the
 `width = 64` defines a macro that `%width` reads; `include "base.gin"` reads another file first.
 """
 
+import functools
 import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,6 +152,7 @@ class _Builder:
         return value
 
 
+@functools.cache
 def _classes(root: type = RunConfig) -> dict[str, type]:
     """Every dataclass reachable from RunConfig, by name."""
     found = {root.__name__: root}

@@ -14,6 +14,8 @@ from typing import Any
 
 def to_jsonable(value: Any) -> Any:
     """Frozen dataclasses, tuples and paths as plain JSON values; raises TypeError for the rest."""
+    if value is None or isinstance(value, bool | int | float | str):  # most are
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -22,8 +24,6 @@ def to_jsonable(value: Any) -> Any:
         return [to_jsonable(v) for v in value]
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     raise TypeError(f"not representable in JSON: {type(value).__name__} {value!r}")
 
 
