@@ -4,7 +4,6 @@
 import contextlib
 import hashlib
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.bench.attacks.world import made_up_texts
 from jaxlm.cli.main import main
 from tests.jaxlm.data.corpora import write_jsonl
 
@@ -41,10 +41,7 @@ TrainConfig.sample_tokens = 4
 
 def furnish(folder: Path) -> None:
     """text/docs.jsonl and base.gin; all paths are relative to the folder."""
-    rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 9))) for _ in range(300)]
-    texts = [" ".join(rng.choices(words, k=rng.choice([3, 10, 60, 200]))) for _ in range(150)]
-    write_jsonl(folder / "text" / "docs.jsonl", texts)
+    write_jsonl(folder / "text" / "docs.jsonl", made_up_texts())
     (folder / "base.gin").write_text(CONFIG)
 
 

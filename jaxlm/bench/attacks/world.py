@@ -46,13 +46,17 @@ class World:
         return str(self.folder / "base.gin")
 
 
-def furnish(folder: Path, load: Load) -> World:
-    """Text of 150 made-up documents, and the config."""
+def made_up_texts() -> list[str]:
+    """150 documents of a few to a few hundred words out of 300; always the same."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 9))) for _ in range(300)]
-    texts = [" ".join(rng.choices(words, k=rng.choice([3, 10, 60, 200]))) for _ in range(150)]
+    return [" ".join(rng.choices(words, k=rng.choice([3, 10, 60, 200]))) for _ in range(150)]
+
+
+def furnish(folder: Path, load: Load) -> World:
+    """Text of 150 made-up documents, and the config."""
     (folder / "text").mkdir(parents=True)
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in made_up_texts())
     (folder / "text" / "docs.jsonl").write_text(rows)
     (folder / "base.gin").write_text(CONFIG.replace("FOLDER", str(folder)))
     return World(folder, load)
