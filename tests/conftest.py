@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine that every test sees: eight simulated CPU devices and no network."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # inherited by the commands that 
 # compiled once per machine, for tests in other processes too; `make clean` empties it
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# tests compile far more than they compute, and ask for values, not speed; XLA_FLAGS= gives what users run
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 
@@ -36,6 +39,12 @@ def refuse_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(refuse_network)
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes millions of objects that all stay: looking through them takes a tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,10 +2,12 @@
 """`jaxlm diagnose` on runs that `jaxlm train` made: a healthy one, and one with a mistake in it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from jaxlm.cli.main import main
+from tests.e2e.runs import Job
 from tests.e2e.workshop import furnish
 
 
@@ -25,8 +27,8 @@ def runs(tmp_path_factory):
             "OptimConfig.warmup_steps=10", "OptimConfig.peak_lr=3.0", "OptimConfig.schedule='constant'",
         ]}  # fmt: skip
         for name, own in settings.items():
-            sets = [word for value in (*common, *own) for word in ("--set", value)]
-            assert main(["train", "base.gin", "--run", f"runs/{name}", *sets]) in (0, 3)
+            job = Job(Path("base.gin"), Path("runs") / name, overrides=(*common, *own))
+            assert job.run()[0] in (0, 3)
     return folder / "runs"
 
 

@@ -115,7 +115,8 @@ EVERYTHING = {
 # Half a minute of compiling each, and another of its kind stays among the quick ones.
 LONG = ("experts_block_inputs_remat", "experts_dots_remat", "everything_block_inputs_remat")
 LONG += ("top_1", "top_2_shared_after_dense", "all_relu2", "softmax_bias_unnormalised")
-LONG += ("layer_pattern", "head_dim_of_the_stream")
+LONG += ("layer_pattern", "head_dim_of_the_stream", "sigmoid_bias", "everything_dots_remat")
+LONG += ("everything_products_but_up_remat",)  # of the remats, "full" is checked each time
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "everything_full_remat": EVERYTHING
@@ -252,7 +253,7 @@ def test_rows_without_positions_or_segments_are_single_documents():
         assert relative_error(logits[b], alone) < F32_FORWARD_BOUND
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 3])
+@pytest.mark.parametrize("num_micro_batches", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(num_micro_batches):
     """Rows of very different token counts, two of them empty: a mean of means would show."""
     c = config(num_kv_heads=2)

@@ -98,7 +98,7 @@ def test_experts_of_a_mesh_are_those_of_one_device(mesh, balance):
     assert worst(found, of_one_device(balance)) < 3e-6
 
 
-@pytest.mark.parametrize("num_chosen", [1, E])
+@pytest.mark.parametrize("num_chosen", [1, pytest.param(E, marks=pytest.mark.slow)])
 def test_one_expert_or_all_of_a_token(num_chosen):
     rules = Rules(num_chosen, "sigmoid", False, 2.5, "relu2", "auto")
     with on({"expert": 4, "model": 2}):

@@ -97,6 +97,8 @@ SLOW = (
     "one_row",
     "aligned",
     "two_cores",
+    "two_cores_ragged",
+    "bf16",
     "rows_beyond",
     "borders_within_pieces",
     "one_takes_all",
