@@ -17,6 +17,10 @@ class ConfigError(UserError, ValueError):
     """A configuration value that is unknown, of the wrong type, out of range or contradictory."""
 
 
+class UnanswerableError(ConfigError):
+    """A question that compute was spent on and that ends the same however often it is asked."""
+
+
 class DataError(UserError):
     """Source text or a prepared corpus that cannot be used."""
 

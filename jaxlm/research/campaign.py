@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.core.errors import ConfigError, UnanswerableError
 from jaxlm.research.budget import check, cost
 from jaxlm.research.ledger import Ledger, Record
 from jaxlm.research.plan import CURVE_SEEDS, Plan, Rules, Seeds, Setting, plan
@@ -87,8 +87,8 @@ def run_campaign(question: Question, means: Means) -> list[Stage]:
 def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
     """The baseline at three lengths, which the screen needs too.
 
-    Raises ConfigError for a length of training at which the loss still moves fast, unless
-    `rules.any_horizon`; RunError for a baseline that does not complete.
+    Raises UnanswerableError for a baseline that does not complete and, unless `rules.any_horizon`,
+    for a length of training at which the loss still moves fast.
     """
     fixed = dataclasses.replace(
         rules, budget=None, any_horizon=False, promote=(), confirm=0, hypothesis="", predicted=None,
@@ -98,7 +98,7 @@ def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
     runs = execute(planned, means)
     failed = [run for run in runs if run.status != "completed"]
     if failed:
-        raise RunError(
+        raise UnanswerableError(
             f"{failed[0].arm} {failed[0].status} with seed {failed[0].seed}: nothing can be compared "
             "with it; lower OptimConfig.peak_lr or lengthen OptimConfig.warmup_steps"
         )
@@ -106,7 +106,7 @@ def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
     if planned.protocol.id not in {f["protocol"] for f in means.ledger.of_kind("finding")}:
         means.ledger.append("finding", body(found))
     if found.problem and not rules.any_horizon:
-        raise ConfigError(
+        raise UnanswerableError(
             f"{found.problem}; give TrainConfig.num_steps more, or compare anyway with "
             "`jaxlm ablate --any-horizon` (its verdicts are exploratory)"
         )

@@ -43,6 +43,7 @@ class Standing:
     tested: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     consents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     kept: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # draft -> arms
+    unanswered: dict[str, str] = dataclasses.field(default_factory=dict)  # draft -> why
     envelopes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     enveloped: dict[str, float] = dataclasses.field(default_factory=dict)  # FLOPs approved in each
     consented: dict[str, str] = dataclasses.field(default_factory=dict)  # draft -> its envelope
@@ -258,6 +259,8 @@ def _apply(standing: Standing, record: Record) -> None:
             standing.first_start = standing.first_start or record.time
         case "outcome":
             standing.kept[body["draft"]] = list(body["kept"])
+            if body.get("unanswered"):
+                standing.unanswered[body["draft"]] = body["unanswered"]
             is_confirmed = bool(body["kept"]) and bool(body["is_confirmed"])
             standing.states[body["draft"]] = "confirmed" if is_confirmed else "reviewed"
         case "adoption":

@@ -46,6 +46,7 @@ def status(standing: Standing, now: float) -> StatusView:
 
 def draft_view(standing: Standing, name: str, problems: Sequence[str]) -> DraftView:
     draft = standing.drafts[name]
+    why = [plain(standing.unanswered[name], 300)] if name in standing.unanswered else []
     return DraftView(
         id=name,
         state=standing.states[name],
@@ -53,7 +54,7 @@ def draft_view(standing: Standing, name: str, problems: Sequence[str]) -> DraftV
         arms=[plain(arm["name"]) for arm in draft["arms"]],
         seeds=draft["seeds"],
         flops=draft["flops"],
-        problems=list(problems),
+        problems=[*problems, *why],
         kept=[plain(arm) for arm in standing.kept.get(name, [])],
     )
 

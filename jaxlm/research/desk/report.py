@@ -143,6 +143,10 @@ def _draft(record: Record, records: Sequence[Record], standing: gates.Standing) 
             lines += [_verdict(v, protocol, reviewed.seq) for v in reviewed.body["verdicts"]]
             reviews.append((protocol, _review(reviewed.body)))
     if outcome is not None:
+        if outcome.body.get("unanswered"):
+            lines.append(
+                Line(f"no answer: {plain(outcome.body['unanswered'], 300)}", (outcome.seq,))
+            )
         kept = ", ".join(map(plain, outcome.body["kept"])) or "nothing"
         lines.append(Line(f"kept in the end: {kept}", (outcome.seq,)))
     title = f"Draft `{body['id'][:12]}`"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config import RunConfig
 from jaxlm.core.canonical import content_id
-from jaxlm.core.errors import RunError
+from jaxlm.core.errors import RunError, UnanswerableError
 from jaxlm.research import fingerprint
 from jaxlm.research.budget import Budget
 from jaxlm.research.campaign import Question, Stage, run_campaign, run_pilot
@@ -35,7 +35,8 @@ def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
     """Starts it, or goes on with it after a stop; ends with its outcome in the ledger.
 
     Raises RunError for a draft that is not approved, that is another question by now, or while the
-    kill switch is on.
+    kill switch is on; UnanswerableError, with the reason in the ledger, where its baseline allows no
+    comparison.
     """
     standing = desk.standing()
     draft = standing.drafts[name]
@@ -43,13 +44,20 @@ def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
     if standing.states[name] != "running":
         gates.append(desk.ledger, read_key(), "start", {"draft": name, "by": desk.seat})
     means = dataclasses.replace(means, approved_by=f"draft {name}")
-    with _watched(desk):
-        stages = carry_out(means)
+    try:
+        with _watched(desk):
+            stages = carry_out(means)
+    except UnanswerableError as e:
+        nothing = _outcome(name, draft, [], unanswered=str(e))
+        gates.append(desk.ledger, read_key(), "outcome", nothing)
+        raise
     gates.append(desk.ledger, read_key(), "outcome", _outcome(name, draft, stages))
     return stages
 
 
-def _outcome(name: str, draft: dict[str, Any], stages: list[Stage]) -> dict[str, Any]:
+def _outcome(
+    name: str, draft: dict[str, Any], stages: list[Stage], unanswered: str | None = None
+) -> dict[str, Any]:
     """A pilot has no stages, and a trial keeps nothing: what it tries was adopted before."""
     is_question = bool(stages) and not draft.get("widths")
     last = stages[-1].review if is_question else None
@@ -60,6 +68,7 @@ def _outcome(name: str, draft: dict[str, Any], stages: list[Stage]) -> dict[str,
         "is_confirmed": is_question and stages[-1].protocol.stage == "confirmation",
         "is_exploratory": any(stage.review.is_exploratory for stage in stages),
         "claim": last.claim if last else None,
+        "unanswered": unanswered,
     }
 
 

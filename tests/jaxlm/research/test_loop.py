@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaxlm.core.errors import RunError
+from jaxlm.core.errors import RunError, UserError
 from jaxlm.research import loop, runner
 from jaxlm.research.desk import gates, lint, report
 from jaxlm.research.desk.desk import Desk
@@ -242,6 +242,16 @@ def test_where_nothing_helps_nothing_is_adopted_and_no_trial_is_made(
     loop.go_on(begun(SHORT), SHORT, said.append)
     assert "nothing was adopted" in said[-1]
     assert LEDGER.of_kind("forecast") == []
+
+
+def test_a_baseline_that_allows_no_comparison_ends_it_for_good(workshop: FakeWorkers) -> None:
+    workshop.diverging = (("peak_lr", 0.01),)  # the baseline's own
+    begun(SHORT)
+    for _ in range(2):  # the same command again drafts nothing and trains nothing
+        with pytest.raises(UserError, match="updates diverged with seed 0"):
+            loop.go_on(desk(), SHORT, lambda text: None)
+        assert len(workshop.trained) == 6
+        assert len(LEDGER.of_kind("draft")) == len(LEDGER.of_kind("outcome")) == 1
 
 
 @pytest.mark.slow

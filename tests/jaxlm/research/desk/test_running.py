@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.core.errors import ConfigError, RunError, UnanswerableError
 from jaxlm.research import runner
 from jaxlm.research.desk import person
 from jaxlm.research.desk.desk import Desk
+from jaxlm.research.desk.report import sections
 from jaxlm.research.desk.running import run_draft
 from jaxlm.research.runner import Means
 from jaxlm.research.verify import verify
@@ -98,6 +99,33 @@ def test_an_interrupted_draft_goes_on_and_is_paid_once(
     run_draft(desk, draft, means(desk))
     assert desk.standing().states[draft] == "confirmed"
     assert desk.standing().flops == flops == desk.standing().drafts[draft]["flops"]
+    assert verify(desk.ledger, desk.project) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "diverging", "why"),
+    [
+        (("TrainConfig.num_steps = 6",), (), "all it has fallen"),
+        (("TrainConfig.num_steps = 60",), (("b1", 0.9),), "updates diverged with seed 0"),
+    ],
+    ids=["too short", "diverging"],
+)
+def test_a_baseline_that_allows_no_comparison_ends_the_draft_with_the_reason(
+    tmp_path: Path, workers: FakeWorkers, overrides: tuple[str, ...], diverging: Any, why: str
+) -> None:
+    desk = begun(tmp_path, overrides=overrides, max_flops=1e13)
+    workers.diverging = diverging
+    draft = asked(desk)
+    person.approve(desk, draft[:8], yes)
+    with pytest.raises(UnanswerableError, match=why):
+        run_draft(desk, draft, means(desk))
+    (view,) = desk.status().drafts
+    assert view.state == "reviewed" and view.kept == []
+    assert why in view.problems[0]
+    told = "\n".join(line.words for section in sections(desk) for line in section.lines)
+    assert "no answer: " in told and why in told
+    with pytest.raises(RunError, match="start of a draft that is reviewed, not approved"):
+        run_draft(desk, draft, means(desk))
     assert verify(desk.ledger, desk.project) == []
 
 
