@@ -4,6 +4,7 @@
 import argparse
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import socket
@@ -61,6 +62,8 @@ def set_up_devices(args: argparse.Namespace) -> None:
         )
 
     keep_freed_memory()
+    # tracing makes millions of objects that stay: searching them is a twentieth of a small run's start
+    gc.set_threshold(100_000, 50, 100)
     import jax
 
     if args.cpu_devices is not None:
