@@ -98,7 +98,7 @@ def widths_of(desk: "Desk", draft: dict[str, Any]) -> Iterator[Width]:
                 raise RunError(f"{arm['name']} is not what was approved any more; draft it anew")
             settings.append(Setting(name, arm["changes"], config))
         count = draft["seeds"] if factor == draft["widths"][-1] else draft["confirm"]
-        yield Width(factor, (settings[0], settings[1]), Seeds(count=count, first=first))
+        yield Width((settings[0], settings[1]), Seeds(count=count, first=first))
         first += count
 
 
