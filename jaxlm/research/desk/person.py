@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from jaxlm.core.canonical import to_jsonable, write_atomic
 from jaxlm.core.errors import ConfigError, RunError
-from jaxlm.research.desk import drafting, gates
+from jaxlm.research.budget import run_flops
+from jaxlm.research.desk import gates
 from jaxlm.research.desk.desk import Desk
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.desk.records import Envelope, Project
@@ -45,7 +46,7 @@ def begin(desk: Desk, project: Project) -> None:
     for name in ("max_flops", "max_usd", "max_hours"):
         if not getattr(project, name) >= 0:
             raise ConfigError(f"{name} must be >= 0, got {getattr(project, name)}")
-    one = drafting.flops(base)
+    one = run_flops(base)
     if project.max_flops < 4 * one:
         raise ConfigError(
             f"--max-flops {project.max_flops:.3g} is too little: one run takes {one:.3g}, and a "
