@@ -26,8 +26,8 @@ lint: $(DEV) ## Check style, types, layers and spelling
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 
-bench: $(CORE) ## Measure the training step, the loop and the loader
-	$(BIN)/jaxlm bench $(ARGS)
+bench: $(CORE) ## Measure the training step; what else there is: make bench ARGS=--help
+	$(BIN)/jaxlm bench $(or $(ARGS),step configs/tiny_decoder.gin)
 
 constraints: ## Write constraints/ anew from the newest releases (needs uv)
 	for v in 311 313; do uv pip compile pyproject.toml --all-extras --upgrade --strip-extras \

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from jaxlm.bench.policies import SEEDS_APART
 from jaxlm.core.errors import DataError
 from jaxlm.research.bank import Bank, BankWorld
 from jaxlm.research.policies.base import Knowledge, Outcome, Purse, drive
@@ -20,7 +21,6 @@ from jaxlm.research.simulate import World
 from jaxlm.research.stats.noise import Noise
 from jaxlm.research.stats.shrink import Prior
 
-SEEDS_APART = 1 << 20
 SURE = 2.0  # standard errors from 0 of an effect whose sign counts as known
 
 

@@ -16,6 +16,7 @@ from jaxlm.research.bank import Bank
 from jaxlm.research.stats.noise import Noise, moderate
 from jaxlm.research.stats.shrink import Floats
 from jaxlm.research.stats.verdict import Rules, judge
+from jaxlm.telemetry.readable import aligned
 
 SEEDS = 4
 REAL_SEEDS = 3  # of each side: runs are dear
@@ -145,10 +146,7 @@ def _compare(
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Lines for people, columns aligned."""
-    cells = [HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    for line in cells:
-        yield "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip()
+    return aligned([HEADER, *map(_cells, rows)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

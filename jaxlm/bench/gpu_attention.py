@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core.errors import ConfigError
+from jaxlm.telemetry.readable import aligned
 from pallas_kernels.attention import api, reference
 from pallas_kernels.attention.specs import MODELS, Spec
 from pallas_kernels.tuning.chips import GPUS, running_gpu
@@ -191,7 +192,4 @@ def table(rows: list[Row]) -> Iterator[str]:
         rival = cudnn.get((row.shape, row.direction))
         speed = f"{rival / row.ms:.2f}x" if rival else "-"
         cells.append((*name, f"{row.ms:.3f}", f"{row.tflops:.0f}", speed, f"{row.error:.1e}"))
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    for line in cells:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        yield "  ".join(padded).rstrip()
+    return aligned(cells)

@@ -12,7 +12,8 @@ was broken off goes on where it was.
 from collections.abc import Iterator
 
 from jaxlm.bench.kernel_tables import PUBLIC, keep_row, versions
-from jaxlm.bench.kernels import Progress, Row, aligned, measure
+from jaxlm.bench.kernels import Progress, Row, measure
+from jaxlm.telemetry.readable import aligned
 from pallas_kernels.tuning.table import KEYS, PATH
 
 MARGIN = 0.99  # a candidate must come below this share of what stands

@@ -23,6 +23,7 @@ from typing import Any
 from jaxlm.bench.kernel_tables import versions
 from jaxlm.bench.schedule import DUMP_FLAGS, TOPOLOGY
 from jaxlm.core.errors import ConfigError
+from jaxlm.telemetry.readable import aligned
 
 HEADER = (
     "shape", "kernel", "chip", "cycles", "predicted ms", "/ best public", "MXU", "bound by",
@@ -172,14 +173,7 @@ def _source(kernel: str) -> str:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """Lines for people, columns aligned."""
-    yield from aligned([HEADER, *(_cells(row, rows) for row in rows)])
-
-
-def aligned(cells: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
-        yield "  ".join(padded).rstrip()
+    return aligned([HEADER, *(_cells(row, rows) for row in rows)])
 
 
 def ratio(row: Row, rows: list[Row]) -> float | None:

@@ -26,7 +26,7 @@ from jaxlm.research.simulate import (
 from jaxlm.research.stats.noise import Noise
 from jaxlm.research.stats.shrink import Prior
 from jaxlm.telemetry.page import page
-from jaxlm.telemetry.readable import markup
+from jaxlm.telemetry.readable import aligned, markup
 from jaxlm.telemetry.svg import Series, line_chart
 
 HEADER = (
@@ -173,10 +173,7 @@ def _ratio_se(gain: np.ndarray, rival: np.ndarray, ratio: float) -> float:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """Lines for people, columns aligned; gains in thousandths of a nat, with standard errors."""
-    cells = [HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    for line in cells:
-        yield "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip()
+    return aligned([HEADER, *map(_cells, rows)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

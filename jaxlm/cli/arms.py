@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
-from jaxlm.research.plan import Setting, flops
+from jaxlm.research.budget import run_flops
+from jaxlm.research.plan import Setting
 from jaxlm.research.records import BASELINE
 
 Changes = dict[str, str]  # field -> gin expression
@@ -31,7 +32,7 @@ class Base:
         files = tuple(text for text in promote if text.endswith(".gin"))
         texts = tuple(text for text in promote if not text.endswith(".gin"))
         found = Base((*self.files, *files), (*self.overrides, *texts))
-        cost, here = flops(found.config()), flops(self.config())
+        cost, here = run_flops(found.config()), run_flops(self.config())
         if cost <= here:
             raise ConfigError(
                 f"--promote {' '.join(promote)} is no larger scale: a run has {cost:.3g} FLOPs, the "

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for what in ("shapes", "chips", "kernels"):
         group.add_argument(f"--{what}", type=lambda text: text.split(","), metavar="NAME,...")
-    group.add_argument("--json", metavar="FILE", help="write all figures there too")
+    group.add_argument(
+        "--json", metavar="FILE", help="write all figures there too; diagnose as well"
+    )
     group.add_argument(
         "--sweep", action="store_true", help="try block sizes of public kernels, keep the best"
     )

@@ -117,7 +117,7 @@ def add_seat_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from jaxlm.research.desk import person
 
-    desk = desk_of(args.project, who=person._who())
+    desk = desk_of(args.project, who=person.user_name())
     act: dict[str, Callable[[argparse.Namespace, Desk], int]] = {
         "init": _init, "status": _status, "propose": _propose, "patch": _patch, "draft": _draft,
         "run": _run,

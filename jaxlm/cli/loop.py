@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.common import add_config_arguments
 from jaxlm.core.errors import ConfigError
+from jaxlm.telemetry.readable import aligned
 
 if TYPE_CHECKING:
     from jaxlm.research.desk.desk import Desk
@@ -93,7 +94,7 @@ def _table(desk: "Desk") -> Iterator[str]:
             (adoption["arm"], f"{v['effect']:+.4f}", f"{v['low']:+.4f} to {v['high']:+.4f}")
         )
     yield ""
-    yield from _aligned(rows)
+    yield from aligned(rows)
     forecasts = {f["protocol"]: f for f in desk.ledger.of_kind("forecast")}
     for score in desk.ledger.of_kind("score"):
         yield from ("", *_trial(score, forecasts[score["protocol"]]))
@@ -112,7 +113,7 @@ def _trial(score: dict[str, Any], forecast: dict[str, Any]) -> Iterator[str]:
                 "yes" if score["covered"][name] else "NO",
             )
         )
-    yield from _aligned(rows)
+    yield from aligned(rows)
     high = "unknown" if score["high"] is None else f"{score['high']:.3f}"
     is_clear = score["high"] is not None and not score["low"] <= 1 <= score["high"]
     yield (
@@ -120,9 +121,3 @@ def _trial(score: dict[str, Any], forecast: dict[str, Any]) -> Iterator[str]:
         f"{score['low']:.3f} to {high} over {len(score['pairs'])} fresh seeds, which "
         f"{'excludes' if is_clear else 'DOES NOT exclude'} 1"
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip()

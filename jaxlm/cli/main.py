@@ -24,7 +24,7 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "research": "the loop: propose, draft, approve, run, adopt; and the ledger of all that was tried",
     "dash": "a live page over runs and ledger, with a button that a person presses",
     "mcp": "the research desk for an MCP client such as Claude Code",
-    "bench": "measure the loop, the step, the loader and the start",
+    "bench": "measure speed, kernels, policies, verdicts, diagnosis and defences",
 }
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -44,7 +44,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0, 2 for a user's mistake, 3 diverged, 75 stopped."""
+    """Runs one command; returns its exit code.
+
+    0; 1 where the answer is no (plan, bench); 2 a user's mistake; 3 diverged; 75 stopped; 130 interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     _make_output_safe()
     try:

@@ -49,11 +49,6 @@ class PreparedData:
     notices: tuple[str, ...]  # lines for the user: what changed since the last time
 
     @property
-    def num_valid_bytes(self) -> dict[str, int]:
-        """UTF-8 bytes of each corpus's validation text."""
-        return {corpus.name: corpus.valid.bytes for corpus in self.corpora}
-
-    @property
     def baselines(self) -> dict[str, dict[str, float]]:
         """Bits per byte of gzip and xz on each corpus's validation text."""
         return {corpus.name: corpus.baselines for corpus in self.corpora}

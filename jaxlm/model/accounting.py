@@ -5,8 +5,7 @@ A product of (m, k) and (k, n) is 2mkn FLOPs.  The backward pass does two such p
 one forward.  Norms, softmax and other elementwise work are left out, as is what remat does again:
 these are model FLOPs, the numerator of MFU (arXiv:2204.02311 appendix B).
 
-Legend: D model width  L layers with experts  V vocabulary  N query heads  K kv heads  H head width
-        T positions
+Legend: D model width  H head width  L layers with experts
 """
 
 from jaxlm.model.config import ModelConfig

@@ -12,7 +12,8 @@ A row gets its weight where the weight is: before the last product if rows stay,
 gradient needs no result of an expert and remat computes none again, else when it is back.
 
 Legend: B batch  T positions  R = B*T tokens  K experts of a token  A = R*K assignments
-        Q rows that a device may get  D model width  E experts  F expert width
+        Q rows that a device may get  D model width  E experts  G experts of one device
+        F expert width
 """
 
 from functools import partial

@@ -4,8 +4,7 @@
     turn 0      own keys:      early x early,  late x early,  late x late
     turn t      of device j = i - t:  late x early, and  early x early if j < i else late x late
 
-Legend: B batch  T positions of one device  S positions of a chunk  N query heads  K kv heads
-        H head width
+Legend: B batch  T positions of one device  N query heads  K kv heads  H head width
 """
 
 from functools import partial

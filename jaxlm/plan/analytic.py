@@ -4,7 +4,7 @@
 What it cannot know (what the compiler fuses, copies, prefetches and overlaps) the compiled answer
 does.  Standard library only.
 
-Legend: D model width  F MLP width  N query heads  K kv heads  H head width  V vocabulary  P parameters
+Legend: D model width  F MLP width  H head width  T positions
 """
 
 import dataclasses

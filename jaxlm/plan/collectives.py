@@ -21,7 +21,7 @@ import re
 
 import numpy as np
 
-from jaxlm.plan.hlo import Array, Computation, Module, Op
+from jaxlm.plan.hlo import Computation, Module, Op
 
 KINDS = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",
@@ -36,11 +36,9 @@ class Collective:
 
     name: str  # of the scheduled operation
     kind: str
-    operand_bytes: float  # that a device gives
     wire_bytes: float  # that it sends
     group: tuple[int, ...]  # the first group's partitions
     is_async: bool
-    result_bytes: float = 0.0
 
 
 def wire_bytes(kind: str, operand_bytes: float, n: int) -> float:
@@ -71,7 +69,7 @@ def collective_of(module: Module, computation: Computation, op: Op) -> Collectiv
     targets = {o.text("custom_call_target") for _, o in found if o.kind == "custom-call"}
     is_fused_start = "AsyncCollectiveStart" in targets
     if op.kind == "fusion" and not is_fused_start and (
-        "AsyncCollectiveDone" in targets or carries_on(module, op)
+        "AsyncCollectiveDone" in targets or carries_on(op)
     ):  # fmt: skip
         return None
     for where, inner in found:
@@ -84,7 +82,7 @@ def collective_of(module: Module, computation: Computation, op: Op) -> Collectiv
     return None
 
 
-def carries_on(module: Module, op: Op) -> bool:
+def carries_on(op: Op) -> bool:
     """Whether a fusion does a part of an asynchronous collective beside its own work."""
     return op.kind == "fusion" and (op.called("calls") or "").startswith("async_collective_fusion")
 
@@ -115,9 +113,7 @@ def _collective(
     if kind == "collective-permute":
         group = _permuted(op.attributes)
     sent = wire_bytes(kind, operand_bytes, max(len(group), 1))
-    results: tuple[Array, ...] = op.arrays
-    result_bytes = sum(a.num_bytes for a in results)
-    return Collective(name, kind, operand_bytes, sent, group, is_async, result_bytes)
+    return Collective(name, kind, sent, group, is_async)
 
 
 def _permuted(attributes: str) -> tuple[int, ...]:

@@ -66,7 +66,6 @@ class Compiled:
 
     text: str
     facts: dict[str, Any]
-    folder: Path
 
 
 def compile_step(config: RunConfig, topology: Topology, progress: Progress) -> Compiled:
@@ -83,7 +82,7 @@ def compile_step(config: RunConfig, topology: Topology, progress: Progress) -> C
         raise _does_not_fit(folder)
     with gzip.open(folder / "program.hlo.gz", "rt", encoding="utf-8") as f:
         text = f.read()
-    return Compiled(text, json.loads((folder / "facts.json").read_text(encoding="utf-8")), folder)
+    return Compiled(text, json.loads((folder / "facts.json").read_text(encoding="utf-8")))
 
 
 def save_step(config: RunConfig, topology: Topology, progress: Progress, path: Path) -> None:

@@ -6,8 +6,7 @@ The compiler knows neither: a kernel is a custom call to it.
 Time is FLOPs over the rate that the compiler's own schedule of the kernel, compiled alone, comes to
 (`jaxlm bench kernels`; docs/kernels.md has the figures behind the table).
 
-Legend: B batch  N query heads  K kv heads  T queries  S keys  H head width  R rows  D, F widths
-        V vocabulary
+Legend: B batch  N query heads  T queries  H head width  R rows  D, F widths  V vocabulary
 """
 
 import dataclasses

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from jaxlm.plan.advice import Change, binds
 from jaxlm.plan.answer import FORMULA, Plan
+from jaxlm.plan.chips import GIB
 from jaxlm.plan.program import Reading
 from jaxlm.telemetry.page import page
 from jaxlm.telemetry.readable import duration, markup, number, percent
-
-GIB = 2**30
 
 
 def plan_page(plan: Plan, changes: Sequence[Change], price: float | None) -> str:

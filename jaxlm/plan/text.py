@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from jaxlm.model.accounting import num_params
 from jaxlm.plan.advice import Change, binds
 from jaxlm.plan.answer import FORMULA, Plan
+from jaxlm.plan.chips import GIB
 from jaxlm.plan.program import Reading
 
 WIDTH = 80
-GIB = 2**30
 BAR = 24
 LEAST_SHARE = 1e-4  # of the bytes sent; smaller collectives are not listed
 

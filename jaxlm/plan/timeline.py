@@ -68,7 +68,7 @@ def _run(module: Module, name: str, cost: Callable[[str, Op], Cost], clock: Cloc
         for called, turns in inner:
             _repeat(module, called, turns, cost, clock)
         if not inner:
-            _advance(module, name, op, cost(name, op), clock)
+            _advance(module, op, cost(name, op), clock)
 
 
 def _repeat(
@@ -86,10 +86,10 @@ def _repeat(
         setattr(clock, field, getattr(clock, field) + (turns - 2) * one)
 
 
-def _advance(module: Module, name: str, op: Op, cost: Cost, clock: Clock) -> None:
+def _advance(module: Module, op: Op, cost: Cost, clock: Clock) -> None:
     if ends(module, op):
         clock.wait(op)
-    elif op.kind in PASSES_ON or carries_on(module, op):
+    elif op.kind in PASSES_ON or carries_on(op):
         found = [clock.due[o] for o in op.operands if o in clock.due]
         if found:
             clock.due[op.name] = max(found)

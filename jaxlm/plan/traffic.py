@@ -66,7 +66,7 @@ class Traffic:
 
     def _fusion(self, op: Op, operands: list[float]) -> float:
         inside = op.called("calls") or ""
-        taken, written = self._fusion_io(inside, carries_on(self.module, op))
+        taken, written = self._fusion_io(inside, carries_on(op))
         total = 0.0
         for i, whole in enumerate(operands):
             part = taken.get(i)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxlm.research.campaign import Stage
 from jaxlm.research.records import Protocol
-from jaxlm.telemetry.readable import number, percent
+from jaxlm.telemetry.readable import aligned, number, percent
 
 TITLE = {
     "screen": "",
@@ -60,10 +60,7 @@ def _verdicts(stage: Stage) -> Iterator[str]:
         "arm", "verdict", f"effect, {protocol.metric}", f"{1 - protocol.alpha:.0%} interval",
         "compute saved", "runs" if protocol.search else "seeds",
     )  # fmt: skip
-    rows = [head, *(_cells(verdict) for verdict in stage.review.verdicts)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    for row in rows:
-        yield "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip()
+    yield from aligned([head, *(_cells(verdict) for verdict in stage.review.verdicts)])
 
 
 def _conclusions(stages: Sequence[Stage]) -> Iterator[str]:

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from jaxlm.core.errors import DataError
 from jaxlm.research.policies.base import Losses, Trial
+from jaxlm.research.records import BASELINE
 from jaxlm.research.simulate import mix
 from jaxlm.research.stats.noise import Noise, pool
 from jaxlm.research.stats.shrink import Floats
 
 COLUMNS = ("idea", "scale", "seed", "fraction", "loss")
-BASELINE = "baseline"
 
 
 @dataclasses.dataclass(frozen=True)

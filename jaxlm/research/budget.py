@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from jaxlm.config import RunConfig, resolve
 from jaxlm.core.errors import ConfigError
 from jaxlm.research.records import BASELINE, Protocol
 
@@ -25,6 +26,12 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.amount:.3g} {self.unit}"
+
+
+def run_flops(config: RunConfig) -> float:
+    """Of one run: matrix products forward and backward, as everywhere (model/accounting.py)."""
+    resolved = resolve(config, 1)
+    return resolved.train_flops_per_token * resolved.total_tokens
 
 
 def parse(text: str) -> Budget:

@@ -11,7 +11,7 @@ from jaxlm.config import RunConfig, resolve
 from jaxlm.core.errors import ConfigError
 from jaxlm.data.prepare import prepare
 from jaxlm.research import fingerprint
-from jaxlm.research.budget import Budget, check
+from jaxlm.research.budget import Budget, check, run_flops
 from jaxlm.research.jobs import JobRun, with_seed
 from jaxlm.research.patch.diff import patch_id
 from jaxlm.research.records import BASELINE, Arm, Protocol, Search, Stage, arm_id, body
@@ -95,7 +95,7 @@ def plan(
         metric=rules.metric,
         direction="lower" if METRICS[rules.metric].direction == "lower" else "higher",
         smallest_effect=rules.smallest_effect, margin=rules.margin, alpha=rules.alpha,
-        flops_per_run={s.name: flops(s.config) for s in (*settings, *curve)},
+        flops_per_run={s.name: run_flops(s.config) for s in (*settings, *curve)},
         tokens_per_run={s.name: float(resolve(s.config, 1).total_tokens) for s in (*settings, *curve)},
         budget=rules.budget.amount if rules.budget else None,
         budget_unit=rules.budget.unit if rules.budget else "flops",
@@ -124,12 +124,6 @@ def job_run(
     run_id = fingerprint.run_id(config, prepare(config.data, progress=telling).data_id, patch)
     directory = project / "runs" / run_id[:16]
     return JobRun(config, run_id, directory, None, diff, is_weaker_allowed)
-
-
-def flops(config: RunConfig) -> float:
-    """Of one run: matrix products forward and backward, as everywhere (model/accounting.py)."""
-    resolved = resolve(config, 1)
-    return resolved.train_flops_per_token * resolved.total_tokens
 
 
 def check_metric(metric: str) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 
 from jaxlm.config import RunConfig, resolve
 from jaxlm.core.errors import ConfigError, RunError
-from jaxlm.research.budget import Budget
+from jaxlm.research.budget import Budget, run_flops
 from jaxlm.research.campaign import Question, Stage, conclude, run_pilot
 from jaxlm.research.departures import departures
 from jaxlm.research.jobs import JobRun
 from jaxlm.research.ledger import Record
-from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Seeds, Setting, flops, job_run, plan
+from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Seeds, Setting, job_run, plan
 from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Purse, Trial, drive
 from jaxlm.research.policies.whole import whole
 from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, Search, body
@@ -68,8 +68,8 @@ def search_campaign(question: Question, name: str, configs: Configs, means: Mean
     rules, base = question.rules, question.settings[0]
     if rules.budget is None:
         raise ConfigError("--policy needs a --budget, such as 40runs, 2e15flops, 1e8tokens or 600s")
-    one = flops(base.config)
-    costs = (1.0, *(flops(s.config) / one for s in question.larger[:1]))
+    one = run_flops(base.config)
+    costs = (1.0, *(run_flops(s.config) / one for s in question.larger[:1]))
     needed = PILOT + LEAST * max(costs)
     _affordable(rules.budget, base, None, needed)
     pilot = run_pilot(base, rules, means)
@@ -86,7 +86,7 @@ def search_campaign(question: Question, name: str, configs: Configs, means: Mean
 
 def _affordable(budget: Budget, base: Setting, flops_per_s: float | None, needed: float) -> float:
     """Runs of the baseline; what cannot be told before the pilot, seconds, is taken to suffice."""
-    one = flops(base.config)
+    one = run_flops(base.config)
     price = {
         "flops": one, "tokens": resolve(base.config, 1).total_tokens, "runs": 1.0,
         "seconds": one / flops_per_s if flops_per_s else None,

@@ -45,7 +45,6 @@ Changes = dict[str, str]
 class Width:
     """Baseline and adopted config at one width; `first` and the next seeds are used nowhere else."""
 
-    factor: float
     settings: tuple[Setting, Setting]
     seeds: Seeds
 

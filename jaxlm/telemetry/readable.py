@@ -3,6 +3,7 @@
 
 import math
 import unicodedata
+from collections.abc import Iterable, Iterator
 from html import escape
 
 SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -50,6 +51,14 @@ def duration(seconds: float) -> str:
             rest = whole % SECONDS[unit] // SECONDS[part]
             return f"{whole // SECONDS[unit]}{unit}{rest:02d}{part}"
     return f"{whole}s"
+
+
+def aligned(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of a table, its columns as wide as their longest cell."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip()
 
 
 def printable(text: str) -> str:

@@ -21,7 +21,7 @@ class Run:
     summary: Row
     train: list[Row]  # one per step, in order of step; so is evals
     evals: list[Row]
-    log: list[Row]  # events, evaluations and refused updates, as they were written
+    log: list[Row]  # events and evaluations, as they were written
     samples: list[Row]
     problems: list[str]  # what could not be read
 
@@ -40,7 +40,7 @@ def read_run(run_dir: Path) -> Run:
         summary=_read_json(run_dir / "summary.json", problems),
         train=[row for _, row in sorted(by_step["train"].items())],
         evals=[row for _, row in sorted(by_step["eval"].items())],
-        log=[r for r in rows if r["kind"] not in ("train", "experts") or r.get("train/is_refused")],
+        log=[row for row in rows if row["kind"] not in ("train", "experts")],
         samples=_read_lines(run_dir / "samples.jsonl", problems),
         problems=problems,
     )

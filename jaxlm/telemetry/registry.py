@@ -122,11 +122,3 @@ METRICS: dict[str, MetricSpec] = {
 def spec_of(name: str) -> MetricSpec:
     """The spec of a metric; `eval/bpb@web` is eval/bpb of one corpus (or layer).  Raises KeyError if unknown."""
     return METRICS[name.partition("@")[0]]
-
-
-def is_better(name: str, a: float, b: float) -> bool:
-    """Whether a beats b in the metric's own direction.  Raises ValueError where none is better."""
-    direction = spec_of(name).direction
-    if direction == "none":
-        raise ValueError(f"{name} has no better direction")
-    return a < b if direction == "lower" else a > b

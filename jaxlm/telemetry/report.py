@@ -203,9 +203,6 @@ def _log(log: list[Row]) -> str:
 
 
 def _describe(row: Row) -> str:
-    if row["kind"] == "train":
-        loss, norm = row.get("train/loss_nats"), row.get("grad/norm_l2")
-        return f"update refused: loss {loss}, gradient norm {norm}"
     if row["kind"] == "event":
         return " · ".join(str(row[key]) for key in ("event", "detail") if row.get(key) is not None)
     scores = {n.removeprefix("eval/"): v for n, v in row.items() if n.startswith("eval/")}

@@ -5,7 +5,7 @@ Programs read q, k, v and the like where they lie in memory, tile by tile.  A ti
 powers of two: what it covers beyond an array is not read and counts as zero.  Scores are in units
 of log 2, since exponentials to the base of 2 are one instruction.
 
-Legend: B batch  T query positions  S key positions  N query heads  K kv heads  G = N/K
+Legend: T query positions  S key positions  N query heads  K kv heads  G = N/K
         H width of q and k  V width of v  Q queries of a tile  J keys of a tile  X either
 """
 

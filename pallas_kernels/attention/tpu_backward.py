@@ -9,7 +9,7 @@ score whose value is zero, so its dp is 0.
 
 Numerics: delta and the gradient of sinks in f32; the kernel's are in tpu_backward_kernel.py.
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  G = N/K
-        H width of q and k  V width of v
+        H width of q and k  V width of v  J blocks of keys
 """
 
 import functools

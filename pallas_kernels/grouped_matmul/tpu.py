@@ -9,7 +9,7 @@ The contraction is never split, so a group's matrix stays in vector memory while
 matrices are read once, x once for each tile of F.  A tile that one group fills is one product.  At
 the border of groups only pieces that hold rows of the group are computed, from its first row on.
 
-Legend: R rows, tiles of r  E groups  D contracted width  F other width  M visits  P parts
+Legend: R rows, tiles of r  E groups  D contracted width  F other width  M visits
 """
 
 from functools import partial

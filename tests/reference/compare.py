@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests against float64 share: parameters, packed batches, errors per array.
 
-Legend: B batch  T positions
+Legend: T positions
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@
 Loops over documents, layers, heads and positions stand where jaxlm has masks, scans and einsums.
 Every document of a packed row is run alone; a batch is the sum.  `autograd` gives the gradients.
 
-Legend: T positions of one document  D model width  V vocabulary  N query heads  K kv heads
-        H head width
+Legend: B batch  T positions of one document  D model width  F MLP width  V vocabulary
+        N query heads  H head width
 """
 
 import functools

@@ -32,6 +32,10 @@ class Attack:
     needs_walls: bool = False  # it is code, which runs behind the walls or not at all
 
 
+def behind_walls(target: str, name: str, run: Callable[[Path], str]) -> Attack:
+    return Attack(target=target, name=name, run=run, needs_walls=True)
+
+
 def refused(act: Callable[[], object], why: str) -> str:
     """The one line with which a step was refused; `why` is a pattern that it must match.
 

@@ -7,13 +7,13 @@ The honest ones beside them show that the judge refuses what is unfair and not e
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from jaxlm.bench.attacks.attack import Attack, GotThroughError, refused
+from jaxlm.bench.attacks.attack import Attack, GotThroughError, behind_walls, refused
 from jaxlm.research.patch import host, judge
 from jaxlm.research.patch.host import Fed, Guest
 from jaxlm.research.patch.judge import Piece, Scored
@@ -117,16 +117,12 @@ TWOFOLD = {  # how sure it is of the next token, by more than its own text
 
 def attacks() -> Iterator[Attack]:
     for name in TRAINING:
-        yield _behind("training", f"guest: {name}", partial(train_unfairly, name))
-    yield _behind("training", "guest: pickle payload for parameters", train_to_a_pickle)
+        yield behind_walls("training", f"guest: {name}", partial(train_unfairly, name))
+    yield behind_walls("training", "guest: pickle payload for parameters", train_to_a_pickle)
     for name in ANSWERS:
-        yield _behind("the score", f"guest: {name}", partial(answer_unfairly, name))
+        yield behind_walls("the score", f"guest: {name}", partial(answer_unfairly, name))
     for name in TWOFOLD:
-        yield _behind("the score", f"guest: answers {name}", partial(answer_twofold, name))
-
-
-def _behind(target: str, name: str, run: Callable[[Path], str]) -> Attack:
-    return Attack(target=target, name=name, run=run, needs_walls=True)
+        yield behind_walls("the score", f"guest: answers {name}", partial(answer_twofold, name))
 
 
 def guest(code: str, folder: Path, limits: Limits) -> Guest:

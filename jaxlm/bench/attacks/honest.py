@@ -7,12 +7,12 @@ takes most of a minute each, because a patched model is compiled four times.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from jaxlm.bench.attacks import guests
-from jaxlm.bench.attacks.attack import Attack, GotThroughError
+from jaxlm.bench.attacks.attack import Attack, GotThroughError, behind_walls
 from jaxlm.bench.attacks.diffs import edited
 from jaxlm.bench.attacks.world import World, begun
 from jaxlm.core.errors import ConfigError, RunError
@@ -188,17 +188,13 @@ def honest(world: World, trained: int) -> Iterator[Attack]:
     for patch in PATCHES:
         yield Attack(target="honest patch", name=patch.title, run=partial(offer, world, patch))
     for name in TRAINS:
-        yield _behind("honest guest", name, partial(train_fairly, name))
+        yield behind_walls("honest guest", name, partial(train_fairly, name))
     for name in PREDICTS:
-        yield _behind("honest guest", name, partial(predict_fairly, name))
+        yield behind_walls("honest guest", name, partial(predict_fairly, name))
     order = [*FIRST, *(i for i in range(len(PATCHES)) if i not in FIRST)]
     for i in order[:trained]:
         run = partial(train_and_judge, world, PATCHES[i])
-        yield _behind("honest, trained", PATCHES[i].title, run)
-
-
-def _behind(target: str, name: str, run: Callable[[Path], str]) -> Attack:
-    return Attack(target=target, name=name, run=run, needs_walls=True)
+        yield behind_walls("honest, trained", PATCHES[i].title, run)
 
 
 def offer(world: World, patch: Honest, folder: Path) -> str:

@@ -18,6 +18,7 @@ from jaxlm.bench.attacks.world import World, furnish
 from jaxlm.research.desk.desk import Load
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.sandbox import sandbox
+from jaxlm.telemetry.readable import aligned
 
 BLOCKED, PASSED, HOLDS = "blocked", "passed", "holds"
 GOT_THROUGH, REFUSED, FAILS = "GOT THROUGH", "REFUSED", "FAILS"
@@ -101,9 +102,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     """Lines for people, columns aligned; the last one counts."""
     cells = [("what is attacked", "attack", "verdict", "by what")]
     cells += [(r.target, r.name, r.verdict, r.told) for r in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(4)]
-    for line in cells:
-        yield "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip()
+    yield from aligned(cells)
     yield ""
     yield summary(rows)
 

@@ -5,11 +5,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from jaxlm.bench.attacks.attack import SECRET, Attack, GotThroughError
+from jaxlm.bench.attacks.attack import SECRET, Attack, GotThroughError, behind_walls
 from jaxlm.research.desk.signing import key_path
 from jaxlm.research.sandbox import sandbox
 from jaxlm.research.sandbox.sandbox import Limits, Result
@@ -70,20 +70,16 @@ SEND = {
 
 def attacks() -> Iterator[Attack]:
     for name in THEFTS:
-        yield _behind("files and keys", f"read: {name}", partial(steal, name))
+        yield behind_walls("files and keys", f"read: {name}", partial(steal, name))
     for name in DAMAGE:
-        yield _behind("files and processes", f"change: {name}", partial(damage, name))
+        yield behind_walls("files and processes", f"change: {name}", partial(damage, name))
     for name in GREED:
-        yield _behind("the machine", GREEDY[name], partial(take_too_much, name))
+        yield behind_walls("the machine", GREEDY[name], partial(take_too_much, name))
     for name in SEND:
-        yield _behind("the machine", f"network by {name}", partial(call_out, name))
-    yield _behind("the machine", "a child that outlives it", outlive)
-    yield _behind("the machine", "one large file", large_file)
-    yield _behind("the machine", "work without end", endless_work)
-
-
-def _behind(target: str, name: str, run: Callable[[Path], str]) -> Attack:
-    return Attack(target=target, name=name, run=run, needs_walls=True)
+        yield behind_walls("the machine", f"network by {name}", partial(call_out, name))
+    yield behind_walls("the machine", "a child that outlives it", outlive)
+    yield behind_walls("the machine", "one large file", large_file)
+    yield behind_walls("the machine", "work without end", endless_work)
 
 
 def run(code: str, folder: Path, limits: Limits = SMALL, readable: tuple[Path, ...] = ()) -> Result:

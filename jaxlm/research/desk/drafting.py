@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.config import RunConfig, resolve
+from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
 from jaxlm.research import fingerprint
+from jaxlm.research.budget import run_flops
 from jaxlm.research.desk import novelty
 from jaxlm.research.desk.priors import Idea, applicable
 from jaxlm.research.desk.quoting import plain
@@ -32,12 +33,6 @@ FINDING = 2.0  # how much more an idea may do that answers a finding
 TYPICAL = 2.0  # bits per byte, where no run tells
 
 Tried = list[tuple[str, novelty.Difference]]
-
-
-def flops(config: RunConfig) -> float:
-    """Of one run."""
-    resolved = resolve(config, 1)
-    return resolved.train_flops_per_token * resolved.total_tokens
 
 
 # -- proposals ---------------------------------------------------------------------------------
@@ -73,9 +68,9 @@ def propose(
         by=desk.seat,
         metric=METRIC,
         predicted=predicted,
-        flops=flops(config),
+        flops=run_flops(config),
         base=base.config_id,
-        score=score(belief, noise, SEEDS, flops(config)),
+        score=score(belief, noise, SEEDS, run_flops(config)),
     )
     return proposal, novelty.earlier(change, tried(desk))
 
@@ -91,9 +86,9 @@ def ideas(desk: "Desk") -> list[IdeaView]:
         except ConfigError:  # out of range together with what the config has
             continue
         change = novelty.difference(base, config)
-        if change and flops(config) <= FAIR * flops(base):
+        if change and run_flops(config) <= FAIR * run_flops(base):
             belief = _belief(idea, change, answers, seen, level(desk))
-            worth = score(belief, NOISE * level(desk), SEEDS, flops(config))
+            worth = score(belief, NOISE * level(desk), SEEDS, run_flops(config))
             earlier = novelty.earlier(change, known)
             found.append(IdeaView(idea.title, changes, *belief.interval, worth, earlier))
     return sorted(found, key=lambda idea: (idea.tried_as is not None, -idea.score))
@@ -184,15 +179,16 @@ def draft(
     configs = [desk.config(p["changes"]) for p in chosen]
     best = min(chosen, key=lambda p: p["predicted"][0])
     confirm = seeds
-    per_seed = flops(base) + sum(map(flops, configs))
+    per_seed = run_flops(base) + sum(map(run_flops, configs))
     project = desk.standing().project
     assert project is not None
     scale = tuple(project["promote"])
     larger = [desk.config(changes, scale) for changes in (None, *(p["changes"] for p in chosen))]
     # all arms, the baseline's curve of three lengths, all again where they are promoted, and a
     # confirmation of all that is kept
-    total = seeds * per_seed + 2 * flops(base)
-    total += (seeds if scale else 0) * sum(map(flops, larger)) + confirm * sum(map(flops, larger))
+    total = seeds * per_seed + 2 * run_flops(base)
+    of_larger = sum(map(run_flops, larger))
+    total += (seeds if scale else 0) * of_larger + confirm * of_larger
     return Draft(
         hypothesis=plain(hypothesis, 300),
         proposals=tuple(p["id"] for p in chosen),
@@ -253,7 +249,7 @@ def _question_problems(desk: "Desk", draft: Draft) -> Iterator[str]:
         config = desk.config(arm.changes)
         if arm_id(config.config_id, arm.changes) != arm.config_id:
             yield f"{arm.name}: its config is not the one that was proposed"
-        share = flops(config) / flops(base)
+        share = run_flops(config) / run_flops(base)
         if share > FAIR:
             yield f"{arm.name}: costs {share:.2f} of the baseline's FLOPs; more than {FAIR} is unfair"
         if arm.config_id in known:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from jaxlm.core.canonical import to_jsonable, write_atomic
 from jaxlm.core.errors import ConfigError, RunError
-from jaxlm.research.desk import drafting, gates
+from jaxlm.research.budget import run_flops
+from jaxlm.research.desk import gates
 from jaxlm.research.desk.desk import Desk
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.desk.records import Envelope, Project
@@ -45,7 +46,7 @@ def begin(desk: Desk, project: Project) -> None:
     for name in ("max_flops", "max_usd", "max_hours"):
         if not getattr(project, name) >= 0:
             raise ConfigError(f"{name} must be >= 0, got {getattr(project, name)}")
-    one = drafting.flops(base)
+    one = run_flops(base)
     if project.max_flops < 4 * one:
         raise ConfigError(
             f"--max-flops {project.max_flops:.3g} is too little: one run takes {one:.3g}, and a "
@@ -81,7 +82,7 @@ def approve(
         return False
     if not ask("\n".join(described(desk, name)), name[:6]):
         return False
-    body: dict[str, Any] = {"draft": name, "by": _who(), "at": at}
+    body: dict[str, Any] = {"draft": name, "by": user_name(), "at": at}
     if patches:
         body |= {"is_weaker_allowed": is_weaker_allowed, "walls": sandbox.level()}
     append_signed(desk.ledger, "consent", body, own_key())
@@ -98,7 +99,7 @@ def _trial(desk: Desk, name: str, ask: Ask, at: str, is_weaker_allowed: bool) ->
     text = "may this code be tried in the sandbox? its tests and a few updates; nothing is kept"
     if not ask("\n".join([*described(desk, name), text]), "try"):
         return False
-    append_signed(desk.ledger, "trial", {"draft": name, "by": _who(), "at": at}, own_key())
+    append_signed(desk.ledger, "trial", {"draft": name, "by": user_name(), "at": at}, own_key())
     standing, config = desk.standing(), desk.config()
     problems, trials = list[str](), {}
     for patch in sorted(gates.patches_of(standing.drafts[name])):
@@ -152,7 +153,7 @@ def coloured(diff: str, has_colours: bool = True) -> list[str]:
 
 def refuse(desk: Desk, prefix: str, why: str, at: str = TERMINAL) -> None:
     name = desk.find_draft(prefix)
-    body = {"draft": name, "by": _who(), "at": at, "why": plain(why)}
+    body = {"draft": name, "by": user_name(), "at": at, "why": plain(why)}
     gates.append(desk.ledger, read_key(), "refusal", body)
 
 
@@ -171,7 +172,7 @@ def adopt(desk: Desk, prefix: str, arm: str, ask: Ask = at_terminal, at: str = T
         told += "; its code you apply yourself, with git apply"
     if not ask(f"adopt {arm!r} of draft {name[:12]} into the project's config: {told}", name[:6]):
         return False
-    body = {"draft": name, "arm": arm, "changes": changes, "by": _who(), "at": at}
+    body = {"draft": name, "arm": arm, "changes": changes, "by": user_name(), "at": at}
     append_signed(desk.ledger, "adoption", body, own_key())
     if PATCH in changes:
         folder = desk.project / "patches"
@@ -195,7 +196,7 @@ def sign_envelope(
             raise ConfigError(f"{field!r} cannot be proposed, so no envelope can name it")
     if not (flops > 0 and hours > 0 and fields):
         raise ConfigError("an envelope needs fields, FLOPs and hours above 0")
-    by = _who()
+    by = user_name()
     until = time.time() + hours * 3600
     envelope = Envelope(fields=tuple(fields), flops=flops, until=until, by=by, adopts=adopts)
     text = (
@@ -216,7 +217,7 @@ def resume(desk: Desk, ask: Ask = at_terminal) -> bool:
         raise RunError("the kill switch is off; there is nothing to resume")
     if not ask("turn the kill switch off: approved drafts may start again", "resume"):
         return False
-    append_signed(desk.ledger, "resume", {"by": _who()}, own_key())
+    append_signed(desk.ledger, "resume", {"by": user_name()}, own_key())
     return True
 
 
@@ -230,5 +231,5 @@ def _line(tty: BinaryIO) -> str:
     return text.decode("utf-8", "replace")
 
 
-def _who() -> str:
+def user_name() -> str:
     return getpass.getuser()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research import fingerprint
+from jaxlm.research.budget import run_flops
 from jaxlm.research.desk import drafting, fields
 from jaxlm.research.desk.records import Changes, Draft, DraftArm
 from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Seeds, Setting
@@ -27,7 +28,7 @@ def pilot(desk: "Desk") -> Draft:
     base = desk.config()
     return _draft(
         desk, "how the project's config trains", base, (), CURVE_SEEDS,
-        CURVE_SEEDS * (1 + sum(CURVE_FRACS)) * drafting.flops(base),
+        CURVE_SEEDS * (1 + sum(CURVE_FRACS)) * run_flops(base),
     )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def trial(desk: "Desk", widths: Sequence[float], seeds: int, ladder_seeds: int) 
             arms.append(
                 DraftArm(name=f"{name} x{factor:g}", changes=whole, config_id=config.config_id)
             )
-            total += count * drafting.flops(config)
+            total += count * run_flops(config)
     hypothesis = (
         "what was adopted reaches the first config's final loss with fewer tokens, larger too"
     )
@@ -73,14 +74,14 @@ def most_flops(base: RunConfig, rounds: int, arms: int, seeds: int) -> float:
     for number in range(rounds):
         whole = 2 * seeds * (1 + arms * drafting.FAIR) + CURVE_SEEDS
         total += drafting.FAIR**number * whole
-    return total * drafting.flops(base)
+    return total * run_flops(base)
 
 
 def trial_flops(
     base: RunConfig, load: Any, widths: Sequence[float], seeds: int, ladder_seeds: int
 ) -> float:
     """That a trial may cost; `load` gives the config of a change."""
-    cost = [drafting.flops(load(scaled(base, factor))) for factor in widths]
+    cost = [run_flops(load(scaled(base, factor))) for factor in widths]
     counts = [ladder_seeds] * (len(widths) - 1) + [seeds]
     pairs = sum(n * one for n, one in zip(counts, cost, strict=True))
     return pairs * (1 + drafting.FAIR)
@@ -98,7 +99,7 @@ def widths_of(desk: "Desk", draft: dict[str, Any]) -> Iterator[Width]:
                 raise RunError(f"{arm['name']} is not what was approved any more; draft it anew")
             settings.append(Setting(name, arm["changes"], config))
         count = draft["seeds"] if factor == draft["widths"][-1] else draft["confirm"]
-        yield Width(factor, (settings[0], settings[1]), Seeds(count=count, first=first))
+        yield Width((settings[0], settings[1]), Seeds(count=count, first=first))
         first += count
 
 
@@ -107,7 +108,7 @@ def problems(desk: "Desk", draft: Draft) -> Iterator[str]:
     if draft.base != configured(desk, {}).config_id:
         yield "its baseline is not the config that the project began with"
     for before, after in zip(draft.arms[::2], draft.arms[1::2], strict=True):
-        share = drafting.flops(configured(desk, after.changes)) / drafting.flops(
+        share = run_flops(configured(desk, after.changes)) / run_flops(
             configured(desk, before.changes)
         )
         if share > drafting.FAIR:

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a detector says what it saw: a citation, whether it holds, and the finding made of several."""
 
-from collections.abc import Callable, Iterator
-
 from jaxlm.research.diagnose.causes import Severity
 from jaxlm.research.diagnose.findings import Direction, Evidence, Finding, NextTest
 from jaxlm.research.diagnose.statistics import compute
 from jaxlm.research.diagnose.telemetry import Telemetry
-
-Detector = Callable[[Telemetry], Iterator[Finding]]
 
 
 def cite(

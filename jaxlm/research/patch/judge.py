@@ -7,7 +7,7 @@ cannot peek at what it has not been given.  Each answer has to be a distribution
 Last, some pieces are asked again of a new sandbox, in other company: an answer that depends on more than
 its own piece (text seen before, a clock, chance) shows.
 
-Legend: B pieces  V vocabulary
+Legend: V vocabulary
 """
 
 import dataclasses

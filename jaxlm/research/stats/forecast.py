@@ -45,9 +45,6 @@ class Forecast:
     reach: float  # compute of the new runs over the largest of those it rests on
     problem: str | None  # None: the model fits what was run
 
-    def covers(self, outcome: float) -> bool:
-        return self.low <= outcome <= self.high
-
 
 def predict(
     compute: Sequence[float], values: Sequence[float], at: float, num_runs: int, *,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import chdtri, ndtri, polygamma, psi, stdtrit
+from scipy.special import ndtri, polygamma, psi, stdtrit
 
 MAX_FALL = 0.25  # of the whole fall so far, per e-fold of training: above, the loss is in free fall
 
@@ -23,12 +23,6 @@ class Noise:
 
     sigma: float
     df: float
-
-    def interval(self, alpha: float = 0.05) -> tuple[float, float]:
-        """Of sigma, by the chi-square distribution."""
-        total = self.df * self.sigma**2
-        low, high = chdtri(self.df, alpha / 2), chdtri(self.df, 1 - alpha / 2)
-        return math.sqrt(total / low), math.sqrt(total / high) if high > 0 else math.inf
 
 
 def pool(groups: Iterable[Sequence[float]]) -> Noise | None:

@@ -3,20 +3,20 @@
 
 The unit is a run's final loss on a fixed validation set.  With the same initial weights and data order
 in both arms, d_s = arm_s - baseline_s has Var(mean d) = 2 sigma^2 (1 - rho) / n; rho depends on the
-change and is measured here, never assumed.  Lower loss is better: a good effect is negative.
+change and is never assumed: the spread is that of the differences themselves.  Lower loss is better: a
+good effect is negative.
 
 t = mean / (sd / sqrt n), n - 1 degrees of freedom.  The sign-flip test asks how often the sum of d
 with random signs is as far from 0; exact under symmetry alone (Fisher 1935).  With n seeds its
 two-sided p cannot be below 2 / 2^n: 6 seeds for 0.05.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from jaxlm.research.stats.shrink import Floats
 
@@ -24,51 +24,10 @@ MAX_EXACT = 12  # seeds; 4096 sign patterns
 NUM_FLIPS = 20_000  # Monte Carlo above that
 
 
-@dataclasses.dataclass(frozen=True)
-class Paired:
-    """Effect of an arm over its common seeds with the baseline; nan where n < 2."""
-
-    n: int
-    effect: float  # mean difference
-    sd: float  # of the differences
-    low: float
-    high: float
-    p_t: float  # two-sided
-    p_sign_flip: float  # two-sided
-    correlation: float  # of the two arms' losses over seeds
-    runs_saved: float  # unpaired runs that one paired run is worth
-
-
 def differences(arm: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> Floats:
     """arm - baseline on the seeds that completed in both, by rising seed."""
     pairs = [(arm[s], baseline[s]) for s in sorted(arm.keys() & baseline.keys())]
     return np.array([a - b for a, b in pairs if a is not None and b is not None], float)
-
-
-def compare(
-    arm: Mapping[int, float | None], baseline: Mapping[int, float | None], *, alpha: float = 0.05
-) -> Paired:
-    """The paired comparison, with a 1 - alpha interval.  Raises ValueError without a common seed."""
-    d = differences(arm, baseline)
-    if not d.size:
-        raise ValueError("the two arms have no completed seed in common")
-    low, high = t_interval(d, alpha)
-    common = [
-        s
-        for s in sorted(arm.keys() & baseline.keys())
-        if arm[s] is not None and baseline[s] is not None
-    ]
-    a, b = (np.array([losses[s] for s in common], float) for losses in (arm, baseline))
-    correlation = saved = math.nan
-    if d.size > 1:
-        spread_a, spread_b, spread_d = (float(np.var(x, ddof=1)) for x in (a, b, d))
-        saved = (spread_a + spread_b) / spread_d if spread_d else math.inf
-        if spread_a and spread_b:
-            correlation = float(np.corrcoef(a, b)[0, 1])
-    sd = float(np.std(d, ddof=1)) if d.size > 1 else math.nan
-    return Paired(
-        d.size, float(d.mean()), sd, low, high, t_test(d), sign_flip(d), correlation, saved
-    )  # fmt: skip
 
 
 def t_interval(d: Sequence[float] | Floats, alpha: float = 0.05) -> tuple[float, float]:
@@ -78,17 +37,6 @@ def t_interval(d: Sequence[float] | Floats, alpha: float = 0.05) -> tuple[float,
         return -math.inf, math.inf
     half = float(stdtrit(d.size - 1, 1 - alpha / 2) * d.std(ddof=1)) / math.sqrt(d.size)
     return float(d.mean()) - half, float(d.mean()) + half
-
-
-def t_test(d: Sequence[float] | Floats, mean: float = 0.0) -> float:
-    """Two-sided p that the mean difference is `mean`; nan for one difference."""
-    d = np.asarray(d, float) - mean
-    if d.size < 2:
-        return math.nan
-    se = float(d.std(ddof=1)) / math.sqrt(d.size)
-    if se == 0:
-        return float(d.mean() == 0)
-    return float(2 * stdtr(d.size - 1, -abs(float(d.mean())) / se))
 
 
 def sign_flip(d: Sequence[float] | Floats, *, side: int = 0, seed: int = 0) -> float:

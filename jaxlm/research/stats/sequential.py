@@ -12,29 +12,15 @@ the interval has the mu for which BF < 1 / alpha.  df = inf is the formula above
 n = 2, and is wide: with few seeds and no pooled noise, that is the truth.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from jaxlm.research.stats.noise import Noise
 from jaxlm.research.stats.shrink import Floats
 
-Decision = Literal["keep", "discard", "one more seed"]
 EXPECTED_N = 6  # where the sequence is tightest
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What may be done after the seeds so far."""
-
-    decision: Decision
-    n: int
-    effect: float
-    low: float
-    high: float
 
 
 def confidence_sequence(
@@ -100,25 +86,3 @@ def e_value(
 def _mixing(alpha: float, expected_n: float) -> float:
     evidence = -2 * math.log(alpha)
     return (evidence + math.log1p(evidence)) / expected_n
-
-
-def decide(
-    d: Sequence[float] | Floats,
-    smallest_effect: float = 0.0,
-    *,
-    alpha: float = 0.05,
-    noise: Noise | None = None,
-    max_n: int | None = None,
-) -> Step:
-    """Keep when the whole interval is below -smallest_effect, discard when it is above.
-
-    At max_n what is not kept is discarded: the budget of seeds is spent.
-    """
-    d = np.asarray(d, float)
-    low, high = confidence_sequence(d, alpha=alpha, noise=noise)
-    decision: Decision = "one more seed"
-    if high < -smallest_effect:
-        decision = "keep"
-    elif low > -smallest_effect or (max_n is not None and d.size >= max_n):
-        decision = "discard"
-    return Step(decision, d.size, float(d.mean()), low, high)

@@ -38,11 +38,6 @@ class Prior:
         if not self.mean_effect > 0:
             raise ValueError(f"prior's mean_effect must be > 0, got {self.mean_effect!r}")
 
-    @property
-    def variance(self) -> float:
-        """About zero."""
-        return 2 * (1 - self.p_null) * self.mean_effect**2
-
 
 @dataclasses.dataclass(frozen=True)
 class Posterior:
@@ -109,13 +104,6 @@ def _expected(x: Floats, s: Floats, prior: Prior) -> tuple[Floats, Floats, Float
     """(P(good), P(null), E|e|) of each idea."""
     post = posterior(x, s, prior)
     return post.p_good, post.p_null, post.mean + 2 * post.upside
-
-
-def normal_shrink(estimate: ArrayLike, se: ArrayLike) -> Floats:
-    """Effects under a normal prior about 0 whose variance is taken from the estimates (moments)."""
-    x, variance = np.asarray(estimate, float), np.asarray(se, float) ** 2
-    tau2 = max(0.0, float(np.mean(x**2 - variance)))
-    return np.asarray(x * tau2 / (tau2 + variance))
 
 
 def keep_set(

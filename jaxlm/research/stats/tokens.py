@@ -31,10 +31,6 @@ class Ratio:
     n: int  # seeds
     not_reached: int  # of them
 
-    @property
-    def excludes_one(self) -> bool:
-        return not self.low <= 1 <= self.high
-
 
 def smoothed(losses: Sequence[float]) -> list[float]:
     """Centred means of three; the first and the last stay as they are."""

@@ -92,10 +92,6 @@ class Browser:
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
         )
 
-    def dark(self, is_dark: bool) -> None:
-        feature = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        self._devtools("Emulation.setEmulatedMedia", {"features": [feature]})
-
     def _devtools(self, command: str, params: dict[str, Any]) -> Any:
         return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pipeline is its layers in order, for every micro-batch once: values, gradients, what layers tell."""
+"""A pipeline is its layers in order, for every micro-batch once: values, gradients, what layers tell.
+
+Legend: L layers  B batch  T positions  D width
+"""
 
 import re
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Properties of the whole decoder: what depends on what, the cache, remat, the scan over depth.
 
-Legend: B batch  T positions  S cache slots
+Legend: B batch  T positions  S cache slots  D model width
 """
 
 from typing import Any

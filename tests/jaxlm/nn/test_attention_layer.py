@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who sees whom, read off the gradient: a position depends on exactly the ones that it sees.
 
-Legend: B batch  T positions  S key positions  D model width  N query heads  K kv heads  G = N/K
+Legend: B batch  T positions  S key positions  D model width  N query heads  K kv heads
         H head width
 """
 

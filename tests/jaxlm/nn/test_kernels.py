@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels mapped over a mesh by hand give what one device gives: values and gradients."""
+"""Kernels mapped over a mesh by hand give what one device gives: values and gradients.
+
+Legend: R rows  D width  V vocabulary  B batch  T positions  N query heads
+"""
 
 import math
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bound of the logits that QK-norm gives: no logit is beyond it, none that can be is far under.
 
-Legend: T positions  D model width  N heads  H head width
+Legend: B batch  T positions  D model width  N heads  H head width
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer of experts against a loop over tokens in float64: values and gradients, at any balance.
 
-Legend: B batch  T positions  D model width  E experts  F expert width
+Legend: B batch  T positions  D model width  E experts  F expert width  K experts of a token
+        A assignments
 """
 
 import itertools

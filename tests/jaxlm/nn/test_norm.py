@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RMSNorm against its formula in float64.
 
-Legend: T positions  D width
+Legend: D width
 """
 
 import jax

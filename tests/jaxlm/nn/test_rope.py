@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary embedding: published frequencies, and what a rotation must keep.
 
-Legend: B batch  T positions  N heads  H head width
+Legend: T positions  H head width
 """
 
 import jax.numpy as jnp

@@ -56,5 +56,5 @@ def test_a_whole_torus_uses_all_links_both_ways() -> None:
 def test_a_collective_takes_its_bytes_and_its_hops() -> None:
     topology = parse_topology("v6e:2x2")
     network = Network(topology, ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)))
-    gather = Collective("g", "all-gather", 6e5, 18e5, (0, 1, 2, 3), False)
+    gather = Collective("g", "all-gather", 18e5, (0, 1, 2, 3), False)
     assert network.seconds(gather) == pytest.approx(18e5 / 180e9 + 2e-6)

@@ -26,7 +26,9 @@ def test_greedy_keeps_and_gains_what_it_did_in_the_public_log() -> None:
     assert np.mean(claims) == pytest.approx(LOG_GAIN, abs=np.std(claims))
 
 
-@pytest.mark.skipif("AUTORESEARCH_LOG" not in os.environ, reason="needs mar8_results.tsv")
+@pytest.mark.skipif(
+    "AUTORESEARCH_LOG" not in os.environ, reason="needs AUTORESEARCH_LOG=mar8_results.tsv"
+)
 def test_the_log_is_as_stated() -> None:
     with open(Path(os.environ["AUTORESEARCH_LOG"])) as f:
         rows = list(csv.DictReader(f, delimiter="\t"))

@@ -16,7 +16,6 @@ from tests.jaxlm.research.fake import FakeWorkers
 LEDGER = Ledger(Path("research/ledger.jsonl"))
 BASE = ["ablate", "base.gin", "--set", "TrainConfig.num_steps=60"]
 GOOD, NULL, BAD = ("b1", 0.8), ("b2", 0.99), ("eps", 1e-5)
-VARY = ["OptimConfig.b1=[0.8]", "OptimConfig.b2=[0.99]", "OptimConfig.eps=[1e-5]"]
 EFFECTS: dict[tuple[str, Any], float] = {GOOD: -0.1, NULL: 0.0, BAD: 0.1}
 LARGER = ["--promote", "ModelConfig.num_layers=2"]
 

@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 
-from jaxlm.telemetry.readable import duration, fixed, number, percent, printable
+from jaxlm.telemetry.readable import aligned, duration, fixed, number, percent, printable
 
 SCALE = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -72,3 +72,9 @@ def test_no_character_of_unicode_gets_through_as_a_control():
 
 def test_layout_of_foreign_text_stays():
     assert printable("a\r\n\tb\x1b[31m") == "a\n    b\ufffd[31m"
+
+
+def test_columns_of_a_table_begin_one_below_the_other():
+    rows = [("name", "tokens"), ("a", "1"), ("longer", "")]
+    assert list(aligned(rows)) == ["name    tokens", "a       1", "longer"]
+    assert list(aligned([])) == []

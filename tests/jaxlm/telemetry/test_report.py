@@ -47,7 +47,7 @@ def _rows(num_steps, loss=lambda step: 8 / math.sqrt(step)):
         yield {"kind": "train", "step": step, "train/loss_nats": loss(step), "optim/lr": 1e-3,
                "grad/norm_l2": 0.5, "update/ratio_rms": 1e-3, "perf/tokens_per_s": 11e3,
                "perf/step_time_s": 0.1, "perf/mfu_frac": 0.46, "data/tokens_seen": 1024 * step,
-               "train/is_refused": 0}  # fmt: skip
+               "update/applied": 1}  # fmt: skip
         if step % 100 == 0:
             yield {"kind": "eval", "step": step, "eval/bpb": 1.3 + 40 / step, "eval/tokens": 9}
 
@@ -131,10 +131,11 @@ def test_torn_and_damaged_files_cost_only_themselves(tmp_path):
 
 def test_what_is_not_finite_is_shown_and_breaks_no_chart(tmp_path):
     rows = list(_rows(200, loss=lambda step: math.nan if step > 150 else 8 / step))
-    rows.append(rows[-2] | {"step": 201, "train/is_refused": 1})
+    rows.append(rows[-2] | {"step": 201, "update/applied": 0})
+    rows.append({"kind": "event", "step": 201, "event": "refused", "detail": "it is not finite"})
     rows.append({"kind": "eval", "step": 201, "eval/bpb": math.nan, "eval/loss_nats": math.inf})
     text, page = _page(_make_run(tmp_path, rows))
-    assert "update refused: loss nan" in page.text
+    assert "refused · it is not finite" in page.text
     assert not re.search(r'd="[^"]*(nan|inf)', text)
 
 

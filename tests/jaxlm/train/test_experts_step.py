@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates of a model with experts: the same on every mesh and in parts, balanced, and resumable."""
+"""Updates of a model with experts: the same on every mesh and in parts, balanced, and resumable.
+
+Legend: L layers  E experts
+"""
 
 import dataclasses
 from functools import partial

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an optimizer keeps and does is split as its parameters are."""
+"""What an optimizer keeps and does is split as its parameters are.
+
+Legend: L layers  I width in  O width out
+"""
 
 import jax
 import numpy as np

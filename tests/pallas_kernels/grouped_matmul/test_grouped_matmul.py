@@ -3,7 +3,7 @@
 
 The TPU kernels run in interpret mode: races are detected, memory that was never written is NaN.
 
-Legend: R rows  E groups  D width of x  F width of y
+Legend: R rows  E groups  D width of x  F width of y  M visits
 """
 
 import dataclasses

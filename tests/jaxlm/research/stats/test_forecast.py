@@ -35,7 +35,8 @@ def coverage(at: float, rates: tuple[float, float], noise: float, worlds: int = 
         sigma = noise * (truth(1.0) - truth(16.0))
         y = truth(SIZES) + rng.normal(0, sigma, SIZES.size)
         outcome = truth(at) + rng.normal(0, sigma / np.sqrt(NEW))
-        hits.append(predict(SIZES, y, at, NEW).covers(outcome))
+        found = predict(SIZES, y, at, NEW)
+        hits.append(found.low <= outcome <= found.high)
     return float(np.mean(hits))
 
 

@@ -9,7 +9,7 @@ import scipy.integrate
 import scipy.stats
 
 from jaxlm.research.stats.noise import Noise
-from jaxlm.research.stats.sequential import confidence_sequence, decide, e_value, half_width
+from jaxlm.research.stats.sequential import confidence_sequence, e_value, half_width
 
 KNOWN = Noise(1.0, math.inf)
 G = (2 * math.log(20) + math.log1p(2 * math.log(20))) / 6  # prior variance of mu / sigma
@@ -77,14 +77,5 @@ def test_pooled_noise_leads_from_unknown_to_known() -> None:
     assert widths == sorted(widths, reverse=True)
     assert widths[3] == pytest.approx(widths[4], rel=1e-4)
     assert half_width(1, 0.0, 0.05, None) == math.inf
-
-
-def test_decisions_follow_the_interval() -> None:
-    rng = np.random.default_rng(4)
-    good, bad = rng.normal(-2, 0.1, 8), rng.normal(1, 0.1, 8)
-    assert decide(good, 0.5).decision == "keep"
-    assert decide(bad, 0.5).decision == "discard"
-    assert decide(good[:2], 0.5).decision == "one more seed"
-    assert decide(good[:2], 0.5, max_n=2).decision == "discard"
     with pytest.raises(ValueError, match="alpha"):
-        decide(good, alpha=1.5)
+        half_width(8, 1.0, 1.5, None)

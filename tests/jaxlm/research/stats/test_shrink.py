@@ -6,7 +6,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from jaxlm.research.stats.shrink import Prior, fit_prior, keep_set, normal_shrink, posterior
+from jaxlm.research.stats.shrink import Prior, fit_prior, keep_set, posterior
 
 PRIOR = Prior(0.2, 0.5, 0.3, 2.0)
 
@@ -68,14 +68,6 @@ def test_the_prior_is_found_again_from_the_ideas() -> None:
 def test_few_ideas_leave_the_shares_near_the_anchor() -> None:
     fitted = fit_prior([-1.0], 1.0, PRIOR, weight=1000.0)
     assert fitted.p_good == pytest.approx(PRIOR.p_good, abs=2e-3)
-
-
-def test_normal_shrinkage_has_less_error_and_none_where_all_is_noise() -> None:
-    rng = np.random.default_rng(5)
-    effect = rng.normal(0, 1, 3000)
-    x = effect + rng.normal(0, 2, 3000)
-    assert np.mean((normal_shrink(x, 2.0) - effect) ** 2) < 0.3 * np.mean((x - effect) ** 2)
-    assert not normal_shrink([0.1, -0.1], 5.0).any()
 
 
 def test_keep_set_takes_the_most_that_the_rate_allows() -> None:
