@@ -4,6 +4,7 @@
     with make_display(log_every=10) as display:
         display.start(first_step=0, num_steps=1000)
         display.train(row)  # rows as in telemetry.jsonl
+        display.finish()
 
 A display never ends a run: when its stream breaks (a closed pipe, a lost terminal, a full disk)
 it falls silent.
@@ -19,7 +20,7 @@ from typing import Self, TextIO
 
 from jaxlm.telemetry.readable import duration, fixed, number, percent, printable
 from jaxlm.telemetry.stream import UnbreakableStream
-from jaxlm.telemetry.textplot import rows_of
+from jaxlm.telemetry.textplot import curve, rows_of
 from jaxlm.telemetry.writer import Row
 
 Piece = str | tuple[str, str]  # text, or (text, rich style)
@@ -122,6 +123,21 @@ class Display:
                 left = max(0, left - len(chunk))
             left = max(0, left - 1)
         self._print("")
+
+    def finish(self) -> None:
+        """Training is over: draws its curve."""
+        self.close()
+        name, values = (
+            ("validation bpb", self._bpbs)
+            if len(self._bpbs) > 2
+            else ("training loss", self._losses)
+        )
+        picture = curve(values, width=min(self.width, 72), height=6)
+        if picture:
+            self._print((name, "bold"))
+            for line in picture.split("\n"):
+                self._print((line, "cyan"))
+            self._print("")
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

@@ -41,7 +41,7 @@ def _whole_run(display, num_steps=40):
             display.progress("validation", 1.0)
             display.eval(_eval(step, 10 / step))
     display.sample("import ", EVIL + "word " * 60)
-    display.close()
+    display.finish()
 
 
 class _Terminal:
@@ -216,7 +216,7 @@ def test_a_lost_terminal_does_not_end_the_run(monkeypatch):
         for step in range(2, 11):
             now[0] = float(step)
             display.train(_row(step))
-        display.close()
+        display.finish()
 
 
 def test_importing_the_display_imports_neither_rich_nor_jax():
