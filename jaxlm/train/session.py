@@ -74,6 +74,8 @@ def run_training(
     try:
         with leaving_at_failure(), display, StopRequest(until) as stop:
             outcome = _train(config, resolved, data, run_dir, display, stop, trainer, load_step)
+            if is_main and outcome.status == "completed":
+                display.finish()
         summary |= dataclasses.asdict(outcome)
         if is_main:
             write_end(run_dir, summary)

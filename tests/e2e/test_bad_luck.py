@@ -55,6 +55,9 @@ def test_disk_full_while_data_is_prepared(capfd: pytest.CaptureFixture[str]) -> 
         assert not Path("run").exists()
         remount(Path("data"), "size=16m")
         assert main(TRAIN) == 0
+    told = capfd.readouterr().out  # a whole run ends with its curve, its text and its table
+    assert told.index("training loss\n") < told.index("completed after 4 updates")
+    assert "  | la " in told
 
 
 @pytest.mark.parametrize("room", [0, slow(500_000)])
