@@ -74,7 +74,7 @@ def _work(plan: Plan) -> Iterator[str]:
         w = plan.estimate.work
         yield f"  HBM about {w.hbm_bytes / 1e9:,.0f} GB, wire about {w.wire_bytes / 1e9:,.1f} GB"
     if reading is not None:
-        yield from _kernels(reading)
+        yield from kernels_and_traffic(reading)
     sent = sum(c.wire_bytes for c in plan.collectives)
     for c in plan.collectives:
         if c.wire_bytes > LEAST_SHARE * sent:
@@ -85,11 +85,16 @@ def _work(plan: Plan) -> Iterator[str]:
             )
 
 
-def _kernels(reading: Reading) -> Iterator[str]:
+def kernels_and_traffic(reading: Reading) -> Iterator[str]:
     for k in reading.kernels:
         flops = "unknown" if k.flops is None else _flops(k.flops)
         yield f"  {k.kernel:<24}{k.num_run:>7,.0f} x  {flops:>10}  {k.seconds * 1e3:9,.1f} ms"
     yield f"  HBM {reading.hbm_bytes / 1e9:,.0f} GB, wire {reading.wire_bytes / 1e9:,.2f} GB"
+    if reading.unknown_loops:
+        yield (
+            f"  AT LEAST: nobody says how often {', '.join(reading.unknown_loops)} turns; its work, bytes"
+            " and time are counted once"
+        )
 
 
 def _time(plan: Plan, price: float | None) -> Iterator[str]:

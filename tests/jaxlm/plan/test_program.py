@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole small program, read: four layers of two products, sharded over four chips."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from jaxlm.plan.hlo import parse
 from jaxlm.plan.kernels import KernelCall, kernel_call
 from jaxlm.plan.network import Network
 from jaxlm.plan.program import Reading, read
+from jaxlm.plan.text import kernels_and_traffic
 from jaxlm.plan.topology import parse_topology
 
 TEXT = (Path(__file__).parent / "programs" / "fsdp_scan.hlo").read_text(encoding="utf-8")
@@ -33,6 +35,12 @@ def test_its_work(reading: Reading) -> None:
     assert reading.product_flops_once == 7 * PRODUCT
     assert reading.compute_s == pytest.approx(28 * PRODUCT / 918e12)
     assert reading.unknown_loops == ()
+
+
+def test_loops_that_are_counted_once_are_told(reading: Reading) -> None:
+    assert "AT LEAST" not in "\n".join(kernels_and_traffic(reading))
+    unsure = dataclasses.replace(reading, unknown_loops=("while.7",))
+    assert "how often while.7 turns" in list(kernels_and_traffic(unsure))[-1]
 
 
 def test_its_collectives(reading: Reading) -> None:
