@@ -96,8 +96,11 @@ def go_on(desk: Desk, terms: Terms, say: Say) -> None:
 def _step(desk: Desk, terms: Terms, say: Say) -> bool:
     """The next one; False where nothing is left to do."""
     standing = desk.standing()
-    if standing.unanswered:  # what comes after would begin with the same baseline
-        raise RunError(next(iter(standing.unanswered.values())))
+    for name, why in standing.unanswered.items():
+        if (
+            standing.drafts[name]["base"] == desk.config().config_id
+        ):  # what follows would begin alike
+            raise RunError(why)
     for name, state in standing.states.items():
         if state in ("approved", "running"):
             desk.run(name)
