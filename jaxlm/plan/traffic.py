@@ -14,6 +14,7 @@ FREE = {  # their bytes, if any, are those of the operations that use them
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "while", "call",
     "conditional", "opt-barrier", "partition-id", "replica-id", "add-dependency", "async-update",
 }  # fmt: skip
+COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
 NO_TRAFFIC = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "AssumeGatherIndicesInBound")
 
 
@@ -47,22 +48,28 @@ class Traffic:
             return 2 * hbm_bytes(op.arrays)
         if op.kind == "dynamic-update-slice":
             return 2 * operands[1]
-        if op.kind in ("copy-start", "slice-start"):
-            # (to, from, context) of a copy, ((from), to, context) of a slice
-            to = op.arrays[0 if op.kind == "copy-start" else 1]
-            came_from = computation.arrays(op.operands[0])[:1]
-            read = to.num_bytes if came_from and came_from[0].space == HBM else 0.0
-            return read + hbm_bytes((to,))
+        if op.kind in COPIES:
+            num_bytes, spaces = self._copied(computation, op)
+            return num_bytes * spaces.count(HBM)
         if op.kind.endswith("-start"):
             return sum(operands)
         return sum(operands) + hbm_bytes(op.arrays)
 
-    def host_bytes(self, op: Op) -> float:
+    def host_bytes(self, computation: Computation, op: Op) -> float:
         """Of a copy to or from the host's memory."""
-        if op.kind != "copy-start":
+        if op.kind not in COPIES:
             return 0.0
-        is_host = any(a.space == HOST for a in op.arrays[:2])
-        return op.arrays[0].num_bytes if is_host else 0.0
+        num_bytes, spaces = self._copied(computation, op)
+        return num_bytes if HOST in spaces else 0.0
+
+    def _copied(self, computation: Computation, op: Op) -> tuple[float, tuple[int, int]]:
+        """Bytes that a copy moves, and the memory spaces from and to which."""
+        given = [computation.arrays(name)[0] for name in op.operands]
+        if op.kind == "dynamic-update-slice-start":  # ((whole, part, indices), whole, context)
+            return given[1].num_bytes, (given[1].space, given[0].space)
+        # (to, from, context) of a copy, ((from, indices), to, context) of a slice
+        to = op.arrays[0 if op.kind == "copy-start" else -2]
+        return to.num_bytes, (given[0].space, to.space)
 
     def _fusion(self, op: Op, operands: list[float]) -> float:
         inside = op.called("calls") or ""

@@ -35,6 +35,19 @@ TEXT = """HloModule traffic
   ROOT %s = f32[2,128]{1,0:S(1)} slice(%x), slice={[0:2]}
 }
 
+%taken (x: f32[8,128], i: s32[]) -> f32[1,128] {
+  %x = f32[8,128]{1,0:S(5)} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,128]{1,0} dynamic-slice(%x, %i, %i), dynamic_slice_sizes={1,128}
+}
+
+%stored (x: f32[8,128], u: f32[1,128], i: s32[]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:S(5)} parameter(0)
+  %u = f32[1,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %d = f32[8,128]{1,0:S(5)} dynamic-update-slice(%x, %u, %i, %i)
+}
+
 ENTRY %main () -> f32[] {
   %x = f32[8,128]{1,0} parameter(0)
   %u = f32[1,128]{1,0} parameter(1)
@@ -51,6 +64,9 @@ ENTRY %main () -> f32[] {
   %long = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%alone
   %ready = f32[2,128]{1,0:S(1)} async-done(%long)
   %out = (f32[8,128]{1,0:S(5)}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %h = f32[8,128]{1,0:S(5)} parameter(4)
+  %fetch = ((f32[8,128]{1,0:S(5)}, s32[]), f32[1,128]{1,0}, u32[]) async-start(%h, %i), calls=%taken
+  %store = ((f32[8,128]{1,0:S(5)}, f32[1,128]{1,0}), f32[8,128]{1,0:S(5)}, u32[]) async-start(%h, %u, %i), calls=%stored
   ROOT %r = f32[] constant(0)
 }
 """
@@ -71,6 +87,8 @@ ROW = 128 * 4
         ("long", 2),  # the same as the compiler writes it down
         ("ready", 0),
         ("out", 8),
+        ("fetch", 1),  # a layer of what was stored with the host
+        ("store", 1),
     ],
 )
 def test_bytes_of_one_operation(name: str, rows: int) -> None:
@@ -82,5 +100,9 @@ def test_bytes_of_one_operation(name: str, rows: int) -> None:
 def test_copies_to_the_host_are_told_apart() -> None:
     module = parse(TEXT)
     main = module.computations["main"]
-    host = {op.name: Traffic(module).host_bytes(op) for op in main.ops}
-    assert {name: size for name, size in host.items() if size} == {"out": 8 * ROW}
+    host = {op.name: Traffic(module).host_bytes(main, op) for op in main.ops}
+    assert {name: size for name, size in host.items() if size} == {
+        "out": 8 * ROW,
+        "fetch": ROW,
+        "store": ROW,
+    }
