@@ -30,6 +30,12 @@ def is_free(op: Op) -> bool:
     return op.kind in FREE or op.kind.endswith("-done")
 
 
+def is_view(op: Op) -> bool:
+    """Whether an operation of a fusion only shows its operand in another shape or tiling."""
+    is_aliased = op.kind == "fusion" and "output_to_operand_aliasing={{}:" in op.attributes
+    return op.kind == "bitcast" or (is_aliased and len(op.operands) == 1)
+
+
 class Traffic:
     """Reads the bytes of a module's operations; what fused computations take is kept."""
 
@@ -107,7 +113,7 @@ class Traffic:
     def _taken(self, computation: Computation, user: Op, name: str, carries: bool) -> float | None:
         """What one user takes of a value; None: all of it."""
         is_first = bool(user.operands) and user.operands[0] == name
-        if user.kind == "bitcast":
+        if is_view(user):
             return self._read(computation, user.name, carries)
         if user.kind in ("dynamic-slice", "slice") and is_first:
             return sum(a.num_bytes for a in user.arrays)
@@ -134,7 +140,7 @@ class Traffic:
         op = computation.by_name[name]
         if op.kind in ("parameter", "custom-call") or (carries and op.kind in KINDS):
             return 0.0
-        if op.kind == "bitcast":
+        if is_view(op):
             return self._written_by(computation, op.operands[0], carries)
         if op.kind == "dynamic-update-slice":
             return sum(a.num_bytes for a in computation.arrays(op.operands[1]))

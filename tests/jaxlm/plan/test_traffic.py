@@ -23,6 +23,19 @@ TEXT = """HloModule traffic
   ROOT %d = f32[8,128]{1,0} dynamic-update-slice(%x, %u, %i, %zero)
 }
 
+%tiled (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(16,128)} parameter(0)
+  ROOT %c = f32[8,128]{1,0:T(8,128)} copy(%x)
+}
+
+%retiled (x: f32[8,128], u: f32[1,128], i: s32[]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(16,128)} parameter(0)
+  %u = f32[1,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %v = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%tiled
+  ROOT %d = f32[8,128]{1,0} dynamic-update-slice(%v, %u, %i, %i)
+}
+
 %nested (x: f32[8,128], i: s32[]) -> f32[1,128] {
   %x = f32[8,128]{1,0} parameter(0)
   %i = s32[] parameter(1)
@@ -58,6 +71,7 @@ ENTRY %main () -> f32[] {
   %sliced = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%slice
   %deep = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%nested
   %updated = f32[8,128]{1,0} fusion(%x, %u, %i), kind=kLoop, calls=%update
+  %viewed = f32[8,128]{1,0} fusion(%x, %u, %i), kind=kLoop, calls=%retiled
   %begin = (f32[8,128]{1,0:S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
   %end = f32[8,128]{1,0:S(1)} copy-done(%begin)
   %part = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2]}
@@ -81,6 +95,7 @@ ROW = 128 * 4
         ("sliced", 1 + 1),
         ("deep", 1 + 1),
         ("updated", 1 + 1),  # the update is read, and written in place
+        ("viewed", 1 + 1),  # tpu7x: a view in another tiling is no copy
         ("begin", 8),
         ("end", 0),
         ("part", 2),
