@@ -11,7 +11,7 @@ from jaxlm.plan.kernels import KernelCall, kernel_call
 from jaxlm.plan.network import Network
 from jaxlm.plan.products import product_flops
 from jaxlm.plan.timeline import Cost, step_time
-from jaxlm.plan.traffic import Traffic, is_free
+from jaxlm.plan.traffic import COPIES, Traffic, is_free
 
 # Share of the peak that XLA's products reach by their final schedule (a bf16 4096^3, bundles counted
 # as in bench/schedule.py).
@@ -186,12 +186,18 @@ class _Reader:
         call = self.call_of(computation, op)
         flops = product_flops(self.module, computation, op)
         moved = self.traffic.of(computation, op)
-        cost = self._cost(op, found, call, flops, moved)
-        host = self.traffic.host_bytes(op)
+        host = self.traffic.host_bytes(computation, op)
+        cost = self._cost(op, found, call, flops, moved, host)
         return _Row(op, self.module.times[name], cost, flops, call, found, moved, host)
 
     def _cost(
-        self, op: Op, found: Collective | None, call: KernelCall | None, flops: float, moved: float
+        self,
+        op: Op,
+        found: Collective | None,
+        call: KernelCall | None,
+        flops: float,
+        moved: float,
+        host: float,
     ) -> Cost:
         chip = self.chip
         memory = moved / chip.hbm_bandwidth
@@ -199,8 +205,8 @@ class _Reader:
         if found is not None:  # what it moves itself is part of its time
             memory = memory if flops else 0.0
             return Cost(work, memory, self.network.seconds(found), found.is_async)
-        if op.kind in ("copy-start", "slice-start"):
-            return Cost(memory=memory, is_async=True)
+        if op.kind in COPIES:
+            return Cost(memory=memory, host=host / chip.host_bandwidth, is_async=True)
         if call is not None:
             work = (call.flops or 0.0) / ((call.rate or UNKNOWN_RATE) * chip.peak_flops)
         elif not flops and not is_free(op):
