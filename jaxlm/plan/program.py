@@ -204,7 +204,7 @@ class _Reader:
         work = flops / (PRODUCT_SHARE[chip.name] * chip.peak_flops)
         if found is not None:  # what it moves itself is part of its time
             memory = memory if flops else 0.0
-            return Cost(work, memory, self.network.seconds(found), found.is_async)
+            return Cost(work, memory, self.network.seconds(found), is_async=found.is_async)
         if op.kind in COPIES:
             return Cost(memory=memory, host=host / chip.host_bandwidth, is_async=True)
         if call is not None:

@@ -78,7 +78,7 @@ def test_gathers_and_sums_that_run_beside_the_products() -> None:
         assert found[kind].wire_bytes == pytest.approx(4 * each)
         assert found[kind].async_bytes == pytest.approx(3 * each)
     assert reading.flops == 11 * 2 * 1024 * 4096 * 11008  # the input has no gradient
-    assert 1.5 * sent / 540e9 < reading.exposed_s < reading.network_s
+    assert 1.5 * sent / 540e9 < reading.exposed_s < 0.5 * reading.network_s  # hides most of 75 %
 
 
 def kernel(name: str, results: str, operands: list[str], path: str = "") -> KernelCall:
