@@ -204,7 +204,8 @@ class _Reader:
         work = flops / (PRODUCT_SHARE[chip.name] * chip.peak_flops)
         if found is not None:  # what it moves itself is part of its time
             memory = memory if flops else 0.0
-            return Cost(work, memory, self.network.seconds(found), is_async=found.is_async)
+            network = self.network.seconds(found)
+            return Cost(work=work, memory=memory, network=network, is_async=found.is_async)
         if op.kind in COPIES:
             return Cost(memory=memory, host=host / chip.host_bandwidth, is_async=True)
         if call is not None:
@@ -212,7 +213,7 @@ class _Reader:
         elif not flops and not is_free(op):
             on_chip = sum(a.num_bytes for a in op.arrays if a.space not in (HBM, HOST))
             work = on_chip / ON_CHIP / chip.hbm_bandwidth
-        return Cost(work, memory)
+        return Cost(work=work, memory=memory)
 
     def reading(self) -> Reading:
         module = self.module

@@ -16,7 +16,7 @@ from jaxlm.plan.hlo import Module, Op
 PASSES_ON = ("get-tuple-element", "bitcast", "async-update", "tuple", "copy")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
     """Of one operation, one turn; seconds."""
 
