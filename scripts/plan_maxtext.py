@@ -170,7 +170,7 @@ def screen(name: str, f: dict, reading: Reading) -> str:
         f": {f['useful_frac']:.1%} useful",
         *kernels_and_traffic(reading),
         *collective_lines(reading.collectives),
-        f"  to and from the host {f['host_gb']:,.1f} GB; not asynchronous {f['synchronous_gb']:,.2f} GB",
+        f"  not asynchronous {f['synchronous_gb']:,.2f} GB",
         "predicted                 step       MFU  tokens/s/chip",
     ]
     for label, s in f["predicted_step_s"].items():

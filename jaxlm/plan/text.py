@@ -94,7 +94,8 @@ def kernels_and_traffic(reading: Reading) -> Iterator[str]:
     for k in reading.kernels:
         flops = "unknown" if k.flops is None else _flops(k.flops)
         yield f"  {k.kernel:<24}{k.num_run:>7,.0f} x  {flops:>10}  {k.seconds * 1e3:9,.1f} ms"
-    yield f"  HBM {reading.hbm_bytes / 1e9:,.0f} GB, wire {reading.wire_bytes / 1e9:,.2f} GB"
+    host = f", hosts' memory {gb:,.1f} GB" if (gb := reading.host_bytes / 1e9) else ""
+    yield f"  HBM {reading.hbm_bytes / 1e9:,.0f} GB, wire {reading.wire_bytes / 1e9:,.2f} GB{host}"
     if reading.unknown_loops:
         yield (
             f"  AT LEAST: nobody says how often {', '.join(reading.unknown_loops)} turns; its work, bytes"
