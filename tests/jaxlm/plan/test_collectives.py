@@ -137,7 +137,6 @@ def test_a_reduce_scatter_of_tpus_is_a_fusion_of_an_all_reduce_and_a_slice() -> 
         ),
         ("replica_groups=mesh['a'=2,'b'=3], device_ids=([6]) {'a'}", ((0, 3), (1, 4), (2, 5))),
         ("replica_groups={}", ()),
-        ("replica_groups={}", ()),
     ],
 )
 def test_groups_in_every_way_to_write_them(text: str, groups: tuple[tuple[int, ...], ...]) -> None:
