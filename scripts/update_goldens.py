@@ -20,7 +20,7 @@ GOLDENS = ROOT / "tests" / "goldens" / "configs"
 def resolved_dump(path: Path) -> dict:
     """The config with every default filled in, its id, and what follows from it on 8 devices."""
     config = load([str(path)], [])
-    resolved = dataclasses.asdict(resolve(config, num_devices=8 if "fsdp" in path.stem else 1))
+    resolved = dataclasses.asdict(resolve(config, num_devices=8 if config.mesh.fsdp == -1 else 1))
     return to_jsonable({"config": config, "config_id": config.config_id, "resolved": resolved})
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn import init
-from jaxlm.sharding.rules import constrain, num_parts, spec
+from jaxlm.sharding.rules import ROWS, constrain, num_parts, spec
 
 
 class Embed(nn.Module):
@@ -55,9 +55,25 @@ def _rows_fwd(table_VD: jax.Array, tokens_BT: jax.Array, dtype: jnp.dtype) -> tu
 
 def _rows_bwd(dtype: jnp.dtype, residuals: Any, dy_BTD: jax.Array) -> tuple[jax.Array, None]:
     table_VD, tokens_BT = residuals
+    dy_BTD = _split_along_width(dy_BTD)
     transposed = jax.linear_transpose(partial(_look_up, tokens_BT), table_VD)
     (d_VD,) = transposed(dy_BTD.astype(table_VD.dtype))
     return constrain(d_VD, ("vocab", "embed")), None
+
+
+def _split_along_width(dy_BTD: jax.Array) -> jax.Array:
+    """All rows, of which a device holds the columns that its part of a split table has.
+
+    An all-to-all of rounded rows, and then every device sums its part alone.  Summed where the rows
+    are, each would hold a whole table's gradient and send it.  Rows of which a device has a part of
+    the positions are left to the partitioner: it has no such exchange over two dimensions.
+    """
+    rows, positions = (tuple(jax.tree.leaves(axes)) for axes in ROWS)
+    width = spec(("vocab", "embed"))[1]
+    if num_parts(*width) == 1 or num_parts(*positions) > 1:
+        return dy_BTD
+    rest = tuple(axis for axis in rows if axis not in width)
+    return jax.lax.with_sharding_constraint(dy_BTD, jax.P(rest, None, width))
 
 
 _rows.defvjp(_rows_fwd, _rows_bwd)

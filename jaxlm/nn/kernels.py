@@ -170,6 +170,7 @@ def _sharded_loss_fwd(softcap, choose, x_BTD, table_VD, targets_BT, weights_BT, 
             x_RD, table_VD, targets_R, weights_R, task, choose(x_RD, table_VD)
         )
         # each device keeps the part of the sum that its slice of the table needs
+        dtable_VD = _rounded(dtable_VD, x_BTD)  # as the gradients of all other matrices
         dtable_VD = jax.lax.psum_scatter(dtable_VD, EMBED_AXES, scatter_dimension=1, tiled=True)
         return (
             _total(found, targets_BT),
@@ -204,9 +205,9 @@ def _flat(
 
 
 def _rounded(table_VD: jax.Array, x_BTD: jax.Array) -> jax.Array:
-    """In the products' dtype where it is gathered: half the bytes to move and to hold.
+    """The table, or its gradient, in the products' dtype where it is split: half the bytes to move.
 
-    Where it is not, the kernel rounds tile by tile and no copy is held.
+    Where it is whole, the kernel rounds tile by tile and no copy is held.
     """
     return table_VD.astype(x_BTD.dtype) if num_parts(*EMBED_AXES) > 1 else table_VD
 

@@ -71,10 +71,10 @@ def estimate(config: RunConfig, topology: Topology) -> Estimate:
     )
 
 
-def stored_per_token(c: ModelConfig) -> float:
+def stored_per_token(c: ModelConfig, sharing: int = 1) -> float:
     """Numbers that a layer stores for the backward pass, by remat policy, averaged over the depth.
 
-    Of experts nothing is kept but in "none" (what those store is in `_expert_values`).
+    Of experts nothing is kept but in "none": there what `_expert_values` counts.
     """
     D, H = c.embed_dim, c.head_width
     F = c.ffn_dim * (1 - c.num_sparse_layers / c.num_layers)
@@ -82,6 +82,7 @@ def stored_per_token(c: ModelConfig) -> float:
     wide = 2 if c.is_gated else 1
     products = heads + 2 * kv + D + wide * F  # nothing needs what the last one, down, gives
     norm_inputs = heads + kv if c.qk_norm else 0
+    experts = _expert_values(c, sharing) * c.num_sparse_layers / c.num_layers
     return {
         "full": D,
         "offload": D,  # the rest is the host's
@@ -90,7 +91,7 @@ def stored_per_token(c: ModelConfig) -> float:
         "products": 2 * D + 2 * heads + 2 * kv + norm_inputs + wide * F,
         "products_but_up": 2 * D + 2 * heads + 2 * kv + norm_inputs + (wide - 1) * F,
         "dots": D + products,
-        "none": D + products + 3 * D + 2 * heads + kv + (wide + 1) * F,
+        "none": D + products + 3 * D + 2 * heads + kv + (wide + 1) * F + experts,
     }[c.remat]
 
 
@@ -159,23 +160,26 @@ def _memory(config: RunConfig, mesh: dict[str, int]) -> Memory:
         state += F32 * ends
     is_accumulated = config.train.num_micro_batches > 1
     item = 2 if c.compute_dtype == "bfloat16" else 4
-    per_layer = stored_per_token(c) / (split.tensor if c.remat != "full" else 1)
+    per_layer = stored_per_token(c, split.experts) / (split.tensor if c.remat != "full" else 1)
     stored = item * split.tokens * c.num_layers / split.stages * per_layer
     # one layer's gathered weights and their gradients, its recomputed values; the output's table,
     # its gradient and the embedding's, whole before they are scattered, and one on its way
     none = dataclasses.replace(c, remat="none")
-    values = split.tokens * (stored_per_token(none) + _expert_values(c)) / split.tensor
+    values = split.tokens * stored_per_token(none, split.experts) / split.tensor
     layer = layers * split.stages / c.num_layers * split.weights / split.experts
     table = c.vocab_size * c.embed_dim / split.tensor
     temporaries = item * (2 * layer + values) + (item + 3 * F32) * table
     return Memory(params, state, params * (2 if is_accumulated else 1), stored, temporaries)
 
 
-def _expert_values(c: ModelConfig) -> float:
-    """Numbers per token inside of a layer with experts: its rows, and what they become."""
+def _expert_values(c: ModelConfig, sharing: int = 1) -> float:
+    """Numbers per token inside of a layer with experts: its rows, and what they become.
+
+    sharing: devices that share the experts; each has room for the rows of all (docs/moe.md)
+    """
     if not c.num_experts:
         return 0.0
-    return c.experts_per_token * (2.0 * c.embed_dim + 3.0 * c.expert_width)
+    return sharing * c.experts_per_token * (2.0 * c.embed_dim + 3.0 * c.expert_width)
 
 
 def _work(config: RunConfig, mesh: dict[str, int], topology: Topology) -> Work:

@@ -28,6 +28,11 @@ KINDS = (
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
 Groups = tuple[tuple[int, ...], ...]
+# mesh['a'=2,'b'=4] {'b'}, with the devices' order between: `(0,2,1,3)` or `, device_ids=([2,4]T(1,0))`
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]\s*(?:(?:,\s*device_ids=)?\((\[[\d,]+\](?:T\([\d,]+\))?|[^)]*)\))?"
+    r"\s*\{([^}]*)\}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,18 +148,25 @@ def replica_groups(attributes: str) -> Groups:
         order = tuple(int(n) for n in match[3].split(",")) if match[3] else None
         devices = np.arange(math.prod(sizes)).reshape(sizes)
         return _rows((devices if order is None else devices.transpose(order)).reshape(shape))
-    if match := re.search(
-        r"replica_groups=mesh\[([^\]]*)\]\s*(?:\(([^)]*)\))?\s*\{([^}]*)\}", attributes
-    ):
+    if match := _MESH.search(attributes):
         return _mesh_groups(match[1], match[2], match[3])
+    if (match := re.search(r"replica_groups=(?!\{\})\S+", attributes)) is not None:
+        raise ValueError(f"groups of devices in a form that is not known: {match[0]}")
     return ()
 
 
 def _mesh_groups(axes: str, devices: str | None, along: str) -> Groups:
-    """mesh['a'=2,'b'=4] {'b'}: groups along the named axes; `b:(1)2` is a part of an axis."""
+    """mesh['a'=2,'b'=4] {'b'}: groups along the named axes; `b:(1)2` is a part of an axis.
+
+    devices: their order in the mesh, `0,2,1,3` or `[2,2]T(1,0)`; without it they are counted up
+    """
     named = {k: int(v) for k, v in re.findall(r"'([^']+)'=(\d+)", axes)}
     order = np.arange(math.prod(named.values()))
-    if devices and re.fullmatch(r"[\d, ]+", devices):
+    if devices and (match := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", devices)):
+        shape = [int(n) for n in match[1].split(",")]
+        turned = [int(n) for n in match[2].split(",")] if match[2] else range(len(shape))
+        order = order.reshape(shape).transpose(turned).ravel()
+    elif devices:
         order = np.array([int(n) for n in devices.split(",")])
     wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along)
     sizes: list[int] = []

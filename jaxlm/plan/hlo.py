@@ -22,6 +22,9 @@ HBM, HOST = 0, 5  # memory spaces; the others lie on the chip
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_END = re.compile(
+    r'\}(, execution_thread="\w+")?\s*$'
+)  # a kernel's metadata may end with a line of }}
 _OP = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -232,7 +235,7 @@ def parse(text: str) -> Module:
             if match := _COMPUTATION.match(line):
                 name, ops = match[2], []
                 entry = name if match[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             computations[name] = Computation(tuple(_operation(*op) for op in ops))
             name = None
         elif match := _OP.match(line):

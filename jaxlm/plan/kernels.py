@@ -40,13 +40,20 @@ class KernelCall:
     rate: float | None  # share of the chip's peak
 
 
+def kernel_name(op: Op) -> str | None:
+    """The Pallas kernel that a custom call calls; None if it calls none."""
+    if op.kind != "custom-call" or op.text("custom_call_target") not in TARGETS:
+        return None
+    return re.sub(r"[.\d]+$|\.clone.*$", "", op.name)
+
+
 def kernel_call(
     computation: Computation, op: Op, model: ModelConfig, chip: str
 ) -> KernelCall | None:
     """What a custom call does if it is a Pallas kernel; None if it is not one."""
-    if op.kind != "custom-call" or op.text("custom_call_target") not in TARGETS:
+    kernel = kernel_name(op)
+    if kernel is None:
         return None
-    kernel = re.sub(r"[.\d]+$|\.clone.*$", "", op.name)
     given = [a for name in op.operands for a in computation.arrays(name)]
     flops, width = _flops(kernel, given, op, model)
     rate = RATES.get(kernel, {}).get(chip)

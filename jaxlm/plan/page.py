@@ -95,6 +95,7 @@ def _reading(plan: Plan, reading: Reading) -> Iterable[str]:
         "model FLOPs": f"{plan.model_flops / 1e12:,.1f} TF",
         "executed FLOPs": f"{plan.executed_flops / 1e12:,.1f} TF, {percent(plan.useful_frac)} useful",
         "HBM": f"{reading.hbm_bytes / 1e9:,.1f} GB",
+        "to and from the hosts' memory": f"{reading.host_bytes / 1e9:,.1f} GB",
         "sent to other devices": f"{reading.wire_bytes / 1e9:,.2f} GB, of it"
         f" {reading.exposed_bytes / 1e9:,.2f} GB in collectives that nothing hides",
     }

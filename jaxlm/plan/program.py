@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from jaxlm.model.config import ModelConfig
 from jaxlm.plan.collectives import Collective, collective_of, mesh_axes
-from jaxlm.plan.hlo import HBM, HOST, Module, Op, parse
+from jaxlm.plan.hlo import HBM, HOST, Computation, Module, Op, parse
 from jaxlm.plan.kernels import KernelCall, kernel_call
 from jaxlm.plan.network import Network
 from jaxlm.plan.products import product_flops
 from jaxlm.plan.timeline import Cost, step_time
-from jaxlm.plan.traffic import Traffic, is_free
+from jaxlm.plan.traffic import COPIES, Traffic, is_free
 
 # Share of the peak that XLA's products reach by their final schedule (a bf16 4096^3, bundles counted
 # as in bench/schedule.py).
@@ -19,6 +19,7 @@ PRODUCT_SHARE = {"v5e": 0.95, "v5p": 0.93, "v6e": 0.89, "tpu7x": 0.90}
 ON_CHIP = 10.0  # how many times faster than HBM an elementwise operation moves what lies in VMEM
 NUM_SLOWEST = 12  # operations listed
 UNKNOWN_RATE = 0.5  # of the peak, of a kernel that the table of rates does not have
+CallOf = Callable[[Computation, Op], KernelCall | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,13 @@ class Reading:
 
 def read(text: str, model: ModelConfig, mesh: dict[str, int], network: Network) -> Reading:
     """Reads the text of a program that was compiled for `mesh`, named sizes, on `network`."""
-    return _Reader(parse(text), model, mesh, network).reading()
+    chip = network.topology.chip.name
+    return read_with(lambda within, op: kernel_call(within, op, model, chip), text, mesh, network)
+
+
+def read_with(call_of: CallOf, text: str, mesh: dict[str, int], network: Network) -> Reading:
+    """`read`, of a program whose kernels `call_of` knows: also another project's."""
+    return _Reader(parse(text), call_of, mesh, network).reading()
 
 
 def read_collectives(
@@ -166,9 +173,9 @@ class _Row:
 
 class _Reader:
     def __init__(
-        self, module: Module, model: ModelConfig, mesh: dict[str, int], network: Network
+        self, module: Module, call_of: CallOf, mesh: dict[str, int], network: Network
     ) -> None:
-        self.module, self.model, self.mesh, self.network = module, model, mesh, network
+        self.module, self.call_of, self.mesh, self.network = module, call_of, mesh, network
         self.chip = network.topology.chip
         self.traffic = Traffic(module)
 
@@ -176,30 +183,37 @@ class _Reader:
         """An operation of the computation `name`."""
         computation = self.module.computations[name]
         found = collective_of(self.module, computation, op)
-        call = kernel_call(computation, op, self.model, self.chip.name)
+        call = self.call_of(computation, op)
         flops = product_flops(self.module, computation, op)
         moved = self.traffic.of(computation, op)
-        cost = self._cost(op, found, call, flops, moved)
-        host = self.traffic.host_bytes(op)
+        host = self.traffic.host_bytes(computation, op)
+        cost = self._cost(op, found, call, flops, moved, host)
         return _Row(op, self.module.times[name], cost, flops, call, found, moved, host)
 
     def _cost(
-        self, op: Op, found: Collective | None, call: KernelCall | None, flops: float, moved: float
+        self,
+        op: Op,
+        found: Collective | None,
+        call: KernelCall | None,
+        flops: float,
+        moved: float,
+        host: float,
     ) -> Cost:
         chip = self.chip
         memory = moved / chip.hbm_bandwidth
         work = flops / (PRODUCT_SHARE[chip.name] * chip.peak_flops)
         if found is not None:  # what it moves itself is part of its time
             memory = memory if flops else 0.0
-            return Cost(work, memory, self.network.seconds(found), found.is_async)
-        if op.kind in ("copy-start", "slice-start"):
-            return Cost(memory=memory, is_async=True)
+            network = self.network.seconds(found)
+            return Cost(work=work, memory=memory, network=network, is_async=found.is_async)
+        if op.kind in COPIES:
+            return Cost(memory=memory, host=host / chip.host_bandwidth, is_async=True)
         if call is not None:
             work = (call.flops or 0.0) / ((call.rate or UNKNOWN_RATE) * chip.peak_flops)
         elif not flops and not is_free(op):
             on_chip = sum(a.num_bytes for a in op.arrays if a.space not in (HBM, HOST))
             work = on_chip / ON_CHIP / chip.hbm_bandwidth
-        return Cost(work, memory)
+        return Cost(work=work, memory=memory)
 
     def reading(self) -> Reading:
         module = self.module

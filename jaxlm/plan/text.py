@@ -8,7 +8,7 @@ from jaxlm.model.accounting import num_params
 from jaxlm.plan.advice import Change, binds
 from jaxlm.plan.answer import FORMULA, Plan
 from jaxlm.plan.chips import GIB
-from jaxlm.plan.program import Reading
+from jaxlm.plan.program import CollectiveSum, Reading
 
 WIDTH = 80
 BAR = 24
@@ -75,8 +75,13 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"  HBM about {w.hbm_bytes / 1e9:,.0f} GB, wire about {w.wire_bytes / 1e9:,.1f} GB"
     if reading is not None:
         yield from kernels_and_traffic(reading)
-    sent = sum(c.wire_bytes for c in plan.collectives)
-    for c in plan.collectives:
+    yield from collective_lines(plan.collectives)
+
+
+def collective_lines(collectives: tuple[CollectiveSum, ...]) -> Iterator[str]:
+    """One for each kind and its mesh axes."""
+    sent = sum(c.wire_bytes for c in collectives)
+    for c in collectives:
         if c.wire_bytes > LEAST_SHARE * sent:
             over = ",".join(c.axes) or "none"
             yield (
@@ -89,7 +94,8 @@ def kernels_and_traffic(reading: Reading) -> Iterator[str]:
     for k in reading.kernels:
         flops = "unknown" if k.flops is None else _flops(k.flops)
         yield f"  {k.kernel:<24}{k.num_run:>7,.0f} x  {flops:>10}  {k.seconds * 1e3:9,.1f} ms"
-    yield f"  HBM {reading.hbm_bytes / 1e9:,.0f} GB, wire {reading.wire_bytes / 1e9:,.2f} GB"
+    host = f", hosts' memory {gb:,.1f} GB" if (gb := reading.host_bytes / 1e9) else ""
+    yield f"  HBM {reading.hbm_bytes / 1e9:,.0f} GB, wire {reading.wire_bytes / 1e9:,.2f} GB{host}"
     if reading.unknown_loops:
         yield (
             f"  AT LEAST: nobody says how often {', '.join(reading.unknown_loops)} turns; its work, bytes"

@@ -16,13 +16,14 @@ from jaxlm.plan.hlo import Module, Op
 PASSES_ON = ("get-tuple-element", "bitcast", "async-update", "tuple", "copy")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
     """Of one operation, one turn; seconds."""
 
     work: float = 0.0
     memory: float = 0.0
     network: float = 0.0
+    host: float = 0.0  # of a copy that goes over the host's link
     is_async: bool = False
 
     @property
@@ -37,6 +38,7 @@ class Clock:
     now: float = 0.0
     network: float = 0.0
     memory: float = 0.0
+    host: float = 0.0
     waited: float = 0.0  # for the network, exposed
     stalled: float = 0.0  # for copies
     due: dict[str, tuple[float, bool]] = dataclasses.field(
@@ -81,7 +83,7 @@ def _repeat(
         return
     before = dataclasses.replace(clock)
     _run(module, name, cost, clock)
-    for field in ("now", "network", "memory", "waited", "stalled"):
+    for field in ("now", "network", "memory", "host", "waited", "stalled"):
         one = getattr(clock, field) - getattr(before, field)
         setattr(clock, field, getattr(clock, field) + (turns - 2) * one)
 
@@ -102,6 +104,9 @@ def _advance(module: Module, op: Op, cost: Cost, clock: Clock) -> None:
         clock.waited += start - clock.now + max(0.0, cost.network - cost.busy)
         clock.now = start + max(cost.network, cost.busy)
         clock.network = clock.now
+    elif cost.host:
+        clock.host = max(clock.now, clock.host) + cost.host
+        clock.due[op.name] = clock.host, False
     elif cost.is_async:
         clock.memory = max(clock.now, clock.memory) + cost.memory
         clock.due[op.name] = clock.memory, False

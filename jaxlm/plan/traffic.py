@@ -14,6 +14,7 @@ FREE = {  # their bytes, if any, are those of the operations that use them
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "while", "call",
     "conditional", "opt-barrier", "partition-id", "replica-id", "add-dependency", "async-update",
 }  # fmt: skip
+COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
 NO_TRAFFIC = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "AssumeGatherIndicesInBound")
 
 
@@ -27,6 +28,12 @@ def is_free(op: Op) -> bool:
     if op.kind == "custom-call":
         return (op.text("custom_call_target") or "").startswith(NO_TRAFFIC)
     return op.kind in FREE or op.kind.endswith("-done")
+
+
+def is_view(op: Op) -> bool:
+    """Whether an operation of a fusion only shows its operand in another shape or tiling."""
+    is_aliased = op.kind == "fusion" and "output_to_operand_aliasing={{}:" in op.attributes
+    return op.kind == "bitcast" or (is_aliased and len(op.operands) == 1)
 
 
 class Traffic:
@@ -47,22 +54,28 @@ class Traffic:
             return 2 * hbm_bytes(op.arrays)
         if op.kind == "dynamic-update-slice":
             return 2 * operands[1]
-        if op.kind in ("copy-start", "slice-start"):
-            # (to, from, context) of a copy, ((from), to, context) of a slice
-            to = op.arrays[0 if op.kind == "copy-start" else 1]
-            came_from = computation.arrays(op.operands[0])[:1]
-            read = to.num_bytes if came_from and came_from[0].space == HBM else 0.0
-            return read + hbm_bytes((to,))
+        if op.kind in COPIES:
+            num_bytes, spaces = self._copied(computation, op)
+            return num_bytes * spaces.count(HBM)
         if op.kind.endswith("-start"):
             return sum(operands)
         return sum(operands) + hbm_bytes(op.arrays)
 
-    def host_bytes(self, op: Op) -> float:
+    def host_bytes(self, computation: Computation, op: Op) -> float:
         """Of a copy to or from the host's memory."""
-        if op.kind != "copy-start":
+        if op.kind not in COPIES:
             return 0.0
-        is_host = any(a.space == HOST for a in op.arrays[:2])
-        return op.arrays[0].num_bytes if is_host else 0.0
+        num_bytes, spaces = self._copied(computation, op)
+        return num_bytes if HOST in spaces else 0.0
+
+    def _copied(self, computation: Computation, op: Op) -> tuple[float, tuple[int, int]]:
+        """Bytes that a copy moves, and the memory spaces from and to which."""
+        given = [computation.arrays(name)[0] for name in op.operands]
+        if op.kind == "dynamic-update-slice-start":  # ((whole, part, indices), whole, context)
+            return given[1].num_bytes, (given[1].space, given[0].space)
+        # (to, from, context) of a copy, ((from, indices), to, context) of a slice
+        to = op.arrays[0 if op.kind == "copy-start" else -2]
+        return to.num_bytes, (given[0].space, to.space)
 
     def _fusion(self, op: Op, operands: list[float]) -> float:
         inside = op.called("calls") or ""
@@ -100,7 +113,7 @@ class Traffic:
     def _taken(self, computation: Computation, user: Op, name: str, carries: bool) -> float | None:
         """What one user takes of a value; None: all of it."""
         is_first = bool(user.operands) and user.operands[0] == name
-        if user.kind == "bitcast":
+        if is_view(user):
             return self._read(computation, user.name, carries)
         if user.kind in ("dynamic-slice", "slice") and is_first:
             return sum(a.num_bytes for a in user.arrays)
@@ -127,7 +140,7 @@ class Traffic:
         op = computation.by_name[name]
         if op.kind in ("parameter", "custom-call") or (carries and op.kind in KINDS):
             return 0.0
-        if op.kind == "bitcast":
+        if is_view(op):
             return self._written_by(computation, op.operands[0], carries)
         if op.kind == "dynamic-update-slice":
             return sum(a.num_bytes for a in computation.arrays(op.operands[1]))

@@ -2,6 +2,7 @@
 """Checkpoints: Orbax writes the arrays, a sealed manifest says that they are whole.
 
     checkpoints/00000500/state/...       Orbax, written in the background
+    checkpoints/00000500/host.npz        arrays that the main process's host remembers, if any
     checkpoints/00000500/manifest.json   written last: step, data position, leaves, checksums
 
 A checkpoint exists once its manifest does.  Orbax does not checksum array payloads, so every file
@@ -19,7 +20,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from jaxlm.core.errors import CheckpointError
 from jaxlm.train.state import TrainState
 
 MANIFEST = "manifest.json"
+HOST = "host.npz"
 FORMAT = 1
 SMALL_FILES_BYTES = 1_000_000  # what a checkpoint takes besides its arrays, rounded up
 
@@ -59,22 +61,24 @@ class Checkpointer:
         if jax.process_index() == 0:
             self._remove_unsealed()
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(
+        self, step: int, state: TrainState, host: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """Returns once the state is copied to the host; files are written and sealed behind.
 
         Raises CheckpointError when the save before this one failed.
         """
         self.wait()
-        path = self._path(step)
+        path, host = self._path(step), dict(host or {})
         if jax.process_index() == 0:  # a damaged one that was passed over is no checkpoint any more
             (path / MANIFEST).unlink(missing_ok=True)
-        _check_room(path, state)
+        _check_room(path, (state, host))
         try:
             self._orbax.save(path / "state", args=ocp.args.StandardSave(state), force=True)
         except (OSError, ValueError) as e:  # Orbax reports a full disk as ValueError
             raise _cannot_save(path, e) from e
         leaves = _describe(state)
-        self._sealing = self._sealer.submit(self._finish, step, leaves)
+        self._sealing = self._sealer.submit(self._finish, step, leaves, host)
 
     def wait(self) -> None:
         """Until the save in flight stands on disk.  Raises CheckpointError if it failed."""
@@ -92,7 +96,7 @@ class Checkpointer:
     def _path(self, step: int) -> Path:
         return self._directory / f"{step:08d}"
 
-    def _finish(self, step: int, leaves: dict[str, Any]) -> None:
+    def _finish(self, step: int, leaves: dict[str, Any], host: dict[str, np.ndarray]) -> None:
         """Waits for Orbax, seals, drops what is too old.  Runs on the sealer's thread."""
         path = self._path(step)
         try:
@@ -101,6 +105,9 @@ class Checkpointer:
                 position = dataclasses.asdict(self._identity) | {"step": step, "next_batch": step}
                 files = dict(zip(*_checksums(path / "state"), strict=True))
                 manifest = {"format": FORMAT, **position, "leaves": leaves, "files": files}
+                if host:
+                    np.savez(path / HOST, allow_pickle=False, **host)
+                    manifest["host"] = _checksum(path / HOST)
                 write_json_atomic(path / MANIFEST, manifest)
                 for old in list_checkpoints(self._directory)[: -self._keep]:
                     _remove(self._path(old))
@@ -132,6 +139,15 @@ def restore(directory: Path, step: int, like: TrainState, data_id: str | None = 
         return orbax.restore(path / "state", like)
 
 
+def restore_host(directory: Path, step: int) -> dict[str, np.ndarray]:
+    """What was saved beside the state of a sealed checkpoint; empty where nothing was."""
+    path = directory / f"{step:08d}" / HOST
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def list_checkpoints(directory: Path) -> list[int]:
     """Steps of the sealed checkpoints in a folder, ascending."""
     return sorted(int(p.parent.name) for p in directory.glob(f"[0-9]*/{MANIFEST}"))
@@ -148,15 +164,19 @@ def verify(path: Path) -> dict[str, Any]:
             f"{path} has format {manifest['format']}, this version reads {FORMAT}"
         )
     names, sums = _checksums(path / "state")
-    found = dict(zip(names, sums, strict=True))
-    for name, want in manifest["files"].items():
+    found = {f"state/{name}": each for name, each in zip(names, sums, strict=True)}
+    wanted = {f"state/{name}": each for name, each in manifest["files"].items()}
+    if "host" in manifest:
+        wanted[HOST] = manifest["host"]
+        found |= {HOST: _checksum(path / HOST)} if (path / HOST).exists() else {}
+    for name, want in wanted.items():
         if found.get(name) != want:
             what = (
                 "is missing"
                 if name not in found
                 else f"is damaged: {found[name]}, sealed as {want}"
             )
-            raise CheckpointError(f"{path / 'state' / name} {what}")
+            raise CheckpointError(f"{path / name} {what}")
     return manifest
 
 
@@ -200,9 +220,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def _check_room(path: Path, state: TrainState) -> None:
+def _check_room(path: Path, arrays: Any) -> None:
     """Before Orbax starts: a disk that fills up under its threads is reported in many traces."""
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SMALL_FILES_BYTES
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + SMALL_FILES_BYTES
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         room = f"{needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"

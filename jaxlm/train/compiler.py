@@ -2,21 +2,21 @@
 """What the compiler is told beside the program, by device: nothing that changes a result.
 
 Weights are gathered beside the products of the layer before, instead of in between; by default
-they may come by all-reduces of arrays that are zero elsewhere, twice the bytes (docs/plan.md has
-the effect).  Gradients that are summed by all-reduces are summed beside the products, too.  On v6e
-the compiler turns every reduce-scatter of gradients into an all-reduce and a slice, twice the
-traffic and not beside the products, unless the SparseCores do it (docs/parallelism.md, "Gradients").
+they may come by all-reduces of arrays that are zero elsewhere, twice the bytes.  Gradients are
+summed beside the products, too: by the SparseCores where there are some, each array for itself (by
+default the compiler joins those of a layer, and does what it joined last).  docs/plan.md,
+"Asynchronous by option", has the effect of each.
 """
 
 from jax.sharding import Mesh
-
-from jaxlm.sharding.rules import spec
 
 Options = dict[str, bool | str]
 
 GATHER: Options = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_prefer_async_allgather_to_allreduce": True,
+}
+BESIDE_PRODUCTS: Options = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
@@ -25,19 +25,23 @@ GATHER: Options = {
 SUM: Options = {
     "xla_enable_async_all_reduce": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+    "xla_jf_crs_combiner_threshold_count": "1",
 }
-SCATTER: Options = {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"}
-BY_DEFAULT = ("TPU7x",)  # there all gathers and scatters are asynchronous without being asked for
-WITH_SPARSE_CORES = ("TPU v6 lite", "TPU v6e")  # kinds of devices
+SUM_BY_SPARSE_CORES: Options = {
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+    "xla_jf_crs_combiner_threshold_count": "1",
+}
+BY_DEFAULT = ("TPU7x",)  # kinds of devices that gather and sum beside the products unasked
+WITH_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 
 
 def compiler_options(mesh: Mesh) -> Options | None:
     """For jax.jit, on more than one TPU chip; None elsewhere."""
     device = mesh.devices.flat[0]
-    if mesh.size == 1 or device.platform != "tpu" or device.device_kind in BY_DEFAULT:
+    if mesh.size == 1 or device.platform != "tpu":
         return None
-    (axes,) = spec(("embed",))
-    is_split = any(mesh.shape[axis] > 1 for axis in axes)  # parameters, and so their gradients
-    if is_split and device.device_kind in WITH_SPARSE_CORES:
-        return GATHER | SCATTER
-    return GATHER | SUM
+    if device.device_kind in BY_DEFAULT:
+        return GATHER
+    has_cores = device.device_kind in WITH_SPARSE_CORES
+    return GATHER | BESIDE_PRODUCTS | (SUM_BY_SPARSE_CORES if has_cores else SUM)

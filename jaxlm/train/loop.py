@@ -29,7 +29,13 @@ from jaxlm.telemetry.display import Display
 from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.writer import JsonlWriter, Writer, latest_rows
 from jaxlm.train.batch_probe import BatchProbe
-from jaxlm.train.checkpoint import Checkpointer, Identity, newest_whole, restore
+from jaxlm.train.checkpoint import (
+    Checkpointer,
+    Identity,
+    newest_whole,
+    restore,
+    restore_host,
+)
 from jaxlm.train.host_probe import host_probe
 from jaxlm.train.reporter import Reporter
 from jaxlm.train.run_dir import CHECKPOINTS, append_json
@@ -81,7 +87,7 @@ def train(run: "Run", stop: StopRequest) -> Outcome:
             run.report(*pending)  # the state must be known to be sound
             pending = None
             if saves:
-                run.checkpoints.save(step, state)
+                run.save(step, state)
                 saved = step
             if evaluates:
                 run.evaluate(state, step, config.eval_batches)
@@ -92,7 +98,7 @@ def train(run: "Run", stop: StopRequest) -> Outcome:
     if pending is not None:
         run.report(*pending)
     if step > saved:
-        run.checkpoints.save(step, state)
+        run.save(step, state)
     final = None
     if step == config.num_steps:
         final = run.evaluate(state, step, None)
@@ -153,9 +159,16 @@ class Run:
         directory = self.run_dir / CHECKPOINTS
         state = restore(directory, step, self.trainer.abstract_state, self.identity.data_id)
         rows = [row for row in latest_rows(self.run_dir, "train") if row["step"] == step]
+        if self.batch_probe is not None:
+            self.batch_probe.remember(restore_host(directory, step))
         self.reporter.resume(rows[-1]["data/tokens_seen"] if rows else 0)
         self.reporter.event(step, "resumed", f"from {directory}")
         return state
+
+    def save(self, step: int, state: TrainState) -> None:
+        """A checkpoint, in the background."""
+        memory = None if self.batch_probe is None else self.batch_probe.memory()
+        self.checkpoints.save(step, state, memory)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Global arrays of batch(start), batch(start + 1), ...; read in the background."""

@@ -18,6 +18,11 @@ from jaxlm.core.errors import NonFiniteError, PeerError, RunError, UserError
 
 T = TypeVar("T")
 OK = "ok"
+LOST = (
+    "Gloo",
+    "CoordinationService",
+    "Timed out while waiting for",
+)  # the last is Orbax's, at a save
 DAY_MS = 24 * 3600 * 1000  # as long as process 0 may take; should it die, JAX ends the others
 
 
@@ -67,11 +72,11 @@ def leaving_at_failure() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        lost = any(name in str(error) for name in ("Gloo", "CoordinationService"))
+        lost = any(name in str(error) for name in LOST)
         code = PeerError.exit_code if lost else getattr(error, "exit_code", 1)
         atexit.register(os._exit, code)  # runs when everything has been said
         if lost:
-            line = str(error).splitlines()[0]
+            line = str(error.__cause__ or error).splitlines()[0]
             raise PeerError(
                 f"another process has gone; start them all again, to go on from the last checkpoint ({line})"
             ) from error

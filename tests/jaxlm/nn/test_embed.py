@@ -12,7 +12,7 @@ import pytest
 from jaxlm.nn.embed import Embed
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
-from jaxlm.sharding.rules import shardings
+from jaxlm.sharding.rules import ROWS, shardings
 from jaxlm.train.setup import on_mesh
 
 
@@ -56,3 +56,33 @@ def test_a_split_table_is_gathered_in_the_compute_dtype_and_its_gradient_summed_
     gathered = [line for line in lowered.as_text().splitlines() if "sharding_constraint" in line]
     assert "3x16xbf16" in gathered[0]
     assert "3x16xf32" in gathered[-1]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [dict(fsdp=8), dict(data=2, fsdp=4), dict(expert=4, model=2)],
+)
+def test_the_gradient_of_a_split_table_is_summed_where_it_is_kept(sizes):
+    """Rows go to the columns' devices; no device sends, or holds, a whole table's gradient."""
+    V, D, B, T = 96, 16, 8, 32
+    rng = np.random.default_rng(0)
+    tokens_BT = rng.integers(0, V, (B, T)).astype(np.int32)
+    dy_BTD = rng.normal(size=(B, T, D)).astype(np.float32)
+    want_VD = np.zeros((V, D), np.float64)
+    np.add.at(want_VD, tokens_BT, dy_BTD)
+    mesh = make_mesh(MeshConfig(**{"data": 1} | sizes))
+    embed = Embed(V, D, is_tied=True, dtype=jnp.dtype("float32"))
+
+    def total(params, tokens_BT, dy_BTD):
+        return jnp.sum(embed.apply({"params": params}, tokens_BT) * dy_BTD)
+
+    with on_mesh(mesh):
+        split = shardings({"table": ("vocab", "embed")}, mesh)
+        params = jax.device_put({"table": jnp.ones((V, D))}, split)
+        rows = (jax.device_put(x, jax.NamedSharding(mesh, ROWS)) for x in (tokens_BT, dy_BTD))
+        compiled = jax.jit(jax.grad(total), out_shardings=split).lower(params, *rows).compile()
+        got = compiled(params, tokens_BT, dy_BTD)["table"]
+    np.testing.assert_allclose(got, want_VD, rtol=0, atol=1e-5)
+    sums = [line for line in compiled.as_text().splitlines() if " all-reduce(" in line]
+    whole = f"f32[{V // mesh.shape['model']},{D}]"
+    assert "all-to-all" in compiled.as_text() and not any(whole in line for line in sums)

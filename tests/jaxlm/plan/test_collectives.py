@@ -126,11 +126,26 @@ def test_a_reduce_scatter_of_tpus_is_a_fusion_of_an_all_reduce_and_a_slice() -> 
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
         ("replica_groups=mesh['a'=4] {'a':(1)2}", ((0, 2), (1, 3))),
         ("replica_groups=mesh['a'=4] {'a':(2)2}", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] (0,2,1,3) {'b'}", ((0, 2), (1, 3))),
+        (
+            "replica_groups=mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'a'}, dimensions={1}",
+            ((0, 1, 2), (3, 4, 5)),
+        ),
+        (
+            "replica_groups=mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'b'}",
+            ((0, 3), (1, 4), (2, 5)),
+        ),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=([6]) {'a'}", ((0, 3), (1, 4), (2, 5))),
         ("replica_groups={}", ()),
     ],
 )
 def test_groups_in_every_way_to_write_them(text: str, groups: tuple[tuple[int, ...], ...]) -> None:
     assert replica_groups(text) == groups
+
+
+def test_groups_in_another_form_are_not_taken_for_none() -> None:
+    with pytest.raises(ValueError, match=r"not known: replica_groups=<4x2>"):
+        replica_groups("replica_groups=<4x2>, dimensions={0}")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,21 @@ def test_attributes_over_several_lines_belong_to_their_operation() -> None:
     assert parse(text).times["inner_body"] == 5
 
 
+def test_a_line_of_attributes_may_begin_with_the_braces_that_end_them() -> None:
+    """As the metadata of jax's splash kernel do, in the middle of a computation."""
+    attributes = 'frontend_attributes={kernel_metadata={\n"blocks":"{1}"\n}}, condition='
+    text = nested("").replace("while(%begin), condition=", f"while(%begin), {attributes}")
+    assert parse(text).times["inner_body"] == 5
+    tail = "rhs_contracting_dims={0}, kernel_metadata={\n}}"
+    module = parse(nested("").replace("rhs_contracting_dims={0}", tail))
+    assert len(module.computations["inner_body"].ops) == 6
+
+
+def test_a_computation_of_another_core_ends_with_its_thread() -> None:
+    text = nested("").replace("tuple(%i, %y)\n}", 'tuple(%i, %y)\n}, execution_thread="sparsecore"')
+    assert parse(text).times["inner_body"] == 5
+
+
 def test_text_without_an_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="ENTRY"):
         parse("HloModule empty\n")

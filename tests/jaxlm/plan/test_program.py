@@ -11,7 +11,7 @@ from jaxlm.plan.chips import CHIPS
 from jaxlm.plan.hlo import parse
 from jaxlm.plan.kernels import KernelCall, kernel_call
 from jaxlm.plan.network import Network
-from jaxlm.plan.program import Reading, read
+from jaxlm.plan.program import Reading, read, read_with
 from jaxlm.plan.text import kernels_and_traffic
 from jaxlm.plan.topology import parse_topology
 
@@ -78,7 +78,7 @@ def test_gathers_and_sums_that_run_beside_the_products() -> None:
         assert found[kind].wire_bytes == pytest.approx(4 * each)
         assert found[kind].async_bytes == pytest.approx(3 * each)
     assert reading.flops == 11 * 2 * 1024 * 4096 * 11008  # the input has no gradient
-    assert 1.5 * sent / 540e9 < reading.exposed_s < reading.network_s
+    assert 1.5 * sent / 540e9 < reading.exposed_s < 0.5 * reading.network_s  # hides most of 75 %
 
 
 def kernel(name: str, results: str, operands: list[str], path: str = "") -> KernelCall:
@@ -118,6 +118,18 @@ def test_attention_by_the_pairs_that_its_layers_mask_shows(path: str, pairs: flo
     operands = ["s32[64]{0}", "s32[2]{0}", flat, flat, row, row, "s32[2,1,1024]{2,1,0}", flat, flat]
     backward = kernel("attention_backward.1", f"({flat}, {flat}, {flat})", operands, path)
     assert backward.flops == pytest.approx(5 * 2 * 128 * 8 * pairs)
+
+
+def test_another_projects_kernels_are_counted_by_who_knows_them() -> None:
+    """Their work, here of a product of each layer, is added to that of XLA's own."""
+    of = lambda within, op: KernelCall("guest", 7e12, 0.5) if op.name == "fusion.57" else None
+    network, mesh = Network(parse_topology("v6e:2x2"), COORDS), {"data": 1, "fsdp": 4, "model": 1}
+    found, alone = (read_with(f, TEXT, mesh, network) for f in (of, lambda within, op: None))
+    (guest,) = found.kernels
+    assert (guest.kernel, guest.num_run, guest.flops) == ("guest", 4, 28e12)
+    assert found.flops - alone.flops == 28e12
+    slower = 28e12 / (0.5 * 918e12)
+    assert found.schedule_s > slower and found.best_s - alone.best_s > 0.9 * slower
 
 
 def test_narrow_heads_leave_the_matrix_unit_idle() -> None:

@@ -31,6 +31,12 @@ def test_copies_follow_each_other_and_are_waited_for() -> None:
     assert (clock.now, clock.waited, clock.stalled) == (5.0, 0.0, 4.0)
 
 
+def test_the_host_has_a_link_of_its_own() -> None:
+    costs = {"begin": Cost(memory=1.0, host=5.0, is_async=True), "middle": Cost(work=1.0)}
+    clock = step_time(parse(ASYNC), lambda name, op: costs.get(op.name, Cost()))
+    assert (clock.now, clock.host, clock.memory, clock.stalled) == (5.0, 5.0, 0.0, 4.0)
+
+
 def test_loops_turn() -> None:
     module = parse(nested('"known_trip_count":{"n":"3"}'))
     clock = step_time(module, lambda name, op: Cost(work=float(op.kind == "dot")))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data.packing import RowFormat, cut, pack, unpack
+from jaxlm.train import batch_probe
 from jaxlm.train.batch_probe import BatchProbe
 
 FMT = RowFormat(seq_len=48, vocab_size=300, separator_id=1, pad_id=2)
@@ -30,6 +31,17 @@ def test_text_seen_before_is_seen_in_another_packing(documents):
     assert probe(rows_of(*documents[:3]))["data/seen_frac"] == 0
     assert probe(rows_of(documents[1], documents[3]))["data/seen_frac"] > 0.7
     assert probe(rows_of(documents[4]))["data/seen_frac"] == 0
+
+
+def test_a_resumed_run_has_seen_what_it_saw_before(documents, monkeypatch):
+    monkeypatch.setattr(batch_probe, "MEMORY", 3)  # two of the three batches are in the older half
+    steps = [rows_of(*d) for d in (documents[:2], documents[2:4], documents[4:], documents[:3])]
+    whole, before, after = (probe_of(documents[5]) for _ in range(3))
+    want = [whole(batch)["data/seen_frac"] for batch in steps]
+    got = [before(batch)["data/seen_frac"] for batch in steps[:3]]
+    after.remember(before.memory())
+    assert [*got, after(steps[3])["data/seen_frac"]] == want
+    assert want[-1] > 0 and len(before.memory()["older_pieces"]) > 0
 
 
 def test_validation_text_is_found_beside_other_text(documents):

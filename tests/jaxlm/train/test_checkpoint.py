@@ -14,6 +14,8 @@ from jaxlm.train.checkpoint import (
     list_checkpoints,
     newest_whole,
     restore,
+    restore_host,
+    verify,
 )
 from jaxlm.train.setup import on_mesh
 from tests.jaxlm.train.conftest import changed
@@ -30,9 +32,19 @@ def saved(tmp_path, make_trainer):
     with on_mesh(trainer.mesh, trainer.rules):
         state = jax.tree.map(draw, trainer.init(jax.random.key(0)))
         checkpointer = Checkpointer(tmp_path, keep=2, identity=IDENTITY)
-        checkpointer.save(1, state)
+        checkpointer.save(1, state, {"pieces": np.arange(3, dtype=np.uint64)})
         checkpointer.close()
     return tmp_path, jax.device_get(state)
+
+
+def test_what_the_host_remembers_is_kept_beside_the_state(saved):
+    folder, _ = saved
+    ((name, pieces),) = restore_host(folder, 1).items()
+    np.testing.assert_array_equal(pieces, [0, 1, 2])
+    assert (name, pieces.dtype) == ("pieces", np.uint64)
+    (folder / "00000001" / "host.npz").unlink()
+    with pytest.raises(CheckpointError, match="host.npz is missing"):
+        verify(folder / "00000001")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +62,8 @@ def test_a_state_moves_to_any_mesh_bit_for_bit(saved, make_trainer, sizes):
 def test_every_flipped_byte_of_every_file_is_found(saved, make_trainer):
     folder, _ = saved
     like, rng = make_trainer().abstract_state, np.random.default_rng(0)
-    for path in [p for p in (folder / "00000001" / "state").rglob("*") if p.is_file()]:
+    files = [p for p in (folder / "00000001" / "state").rglob("*") if p.is_file()]
+    for path in [*files, folder / "00000001" / "host.npz"]:
         whole = path.read_bytes()
         for at in rng.integers(0, max(len(whole), 1), 3) if whole else ():
             damaged = bytearray(whole)
