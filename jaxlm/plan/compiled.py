@@ -48,7 +48,7 @@ INSTALL = {
     ),
     False: ("jax_cuda13_plugin", "the CUDA plugin is not installed: pip install 'jaxlm[cuda]'"),
 }
-OOM = re.compile(r"(?:Used|required[^()]*\()\s*([\d.]+)([GMK])")
+OOM = re.compile(r"(?:Used|required[^()]*\()\s*([\d.]+)([TGMK])")
 Progress = Callable[[str, float | None, str], None]
 
 
@@ -214,6 +214,6 @@ def _keep_failure(part: Path, error: str) -> None:
         if kind.rpartition(".")[2] == "ConfigError":
             raise ConfigError(message)
         raise ConfigError(f"the step does not compile: {error[:400]}")
-    sizes = [float(n) * 1024 ** {"K": 1, "M": 2, "G": 3}[u] for n, u in OOM.findall(error)]
+    sizes = [float(n) * 1024 ** {"K": 1, "M": 2, "G": 3, "T": 4}[u] for n, u in OOM.findall(error)]
     failed = {"needed": max(sizes, default=None), "message": error[:2000]}
     (part / "failed.json").write_text(json.dumps(failed), encoding="utf-8")

@@ -19,6 +19,7 @@ from jaxlm.plan.answer import Plan, make_plan
 from jaxlm.plan.compiled import Progress
 from jaxlm.plan.topology import Topology
 
+OWN = "the config as it is"
 MARGIN = 1.1  # times the memory: arithmetic may be that much above the compiler's count
 MOST_MICRO = 8
 MOST_EXPERT = 8  # devices along the expert axis
@@ -58,7 +59,7 @@ def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
 
 
 def _combinations(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
-    yield "the config as it is", config
+    yield OWN, config
     counts = [2**i for i in range(MOST_MICRO.bit_length())]
     for sizes, remat, count in itertools.product(
         _meshes(config, topology.num_devices), typing.get_args(RematPolicy), counts
@@ -101,6 +102,9 @@ def search(
 ) -> list[tuple[Candidate, Plan]]:
     """Compiles the `most` most promising, and the config itself; the fastest that fit first.
 
+    Where one does not fit, others of its remat policy are believed to need as much more than
+    arithmetic says, and those that then cannot fit are passed over.
+
     Raises ConfigError when none may fit.
     """
     found = candidates(config, topology)
@@ -109,15 +113,21 @@ def search(
             f"nothing found that may fit {topology.name}: take a larger slice, or a smaller "
             f"DataConfig.batch_size than {config.data.batch_size}"
         )
-    chosen = found[:most]
-    chosen += [one for one in found if one.what == "the config as it is" and one not in chosen]
-    plans = []
-    for i, one in enumerate(chosen):
-        inner = lambda label, frac, detail, i=i, one=one: progress(
-            "search", i / len(chosen), f"{one.what}: {detail}"
+    plans: list[tuple[Candidate, Plan]] = []
+    corrected: dict[str, float] = {}  # by remat: the compiler's count over that of arithmetic
+    own = [one for one in found if one.what == OWN]
+    for one in [*(one for one in found if one.what != OWN), *own]:
+        needed = one.estimate.memory.total * corrected.get(one.config.model.remat, 1.0)
+        if one.what != OWN and (len(plans) == most or needed > MARGIN * topology.chip.hbm_bytes):
+            continue
+        inner = lambda label, frac, detail, one=one: progress(
+            "search", len(plans) / (most + 1), f"{one.what}: {detail}"
         )
-        plans.append((one, make_plan(name, one.config, topology, inner)))
-    progress("search", 1.0, f"{len(chosen)} compiled of {len(found)}")
+        plan = make_plan(name, one.config, topology, inner)
+        plans.append((one, plan))
+        if not plan.fits:
+            corrected[one.config.model.remat] = plan.memory.total / one.estimate.memory.total
+    progress("search", 1.0, f"{len(plans)} compiled of {len(found)}")
     return sorted(plans, key=lambda pair: (not pair[1].fits, middle(pair[1])))
 
 

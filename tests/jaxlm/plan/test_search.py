@@ -78,6 +78,16 @@ def test_a_search_goes_on_where_it_was_stopped(compiler: Compiler) -> None:
     assert before < len(found)
 
 
+def test_what_does_not_fit_corrects_the_arithmetic_of_its_kind(compiler: Compiler) -> None:
+    compiler.error = (
+        "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (1.50T) exceeds"
+    )
+    found = search("x", CONFIG, TOPOLOGY, 5, silent)
+    tried = [one.config.model.remat for one, _ in found if one.what != "the config as it is"]
+    assert len(tried) == len(set(tried)) > 1  # one of each policy, and then no more of it
+    assert all(plan.memory.total >= 1.5 * 2**40 for _, plan in found)
+
+
 def test_rates_and_lengths_share_a_program_and_sizes_do_not(compiler: Compiler) -> None:
     config_of = lambda *sets: load(
         [str(HERE.parents[2] / "configs" / "dense_110m.gin")], list(sets)
