@@ -69,11 +69,11 @@ def test_disk_full_while_a_checkpoint_is_written(
 
     save = Checkpointer.save
 
-    def save_on_a_full_disk(self: Checkpointer, step: int, state: object) -> None:
+    def save_on_a_full_disk(self: Checkpointer, step: int, *arrays: object) -> None:
         if step == 4:
             self.wait()
             fill(Path("run"), room)
-        save(self, step, state)
+        save(self, step, *arrays)
 
     with small_disk(Path("run"), "4m"):
         monkeypatch.setattr(Checkpointer, "save", save_on_a_full_disk)

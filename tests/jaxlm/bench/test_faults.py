@@ -48,6 +48,7 @@ def test_neutral_knobs_train_as_the_product_does(config):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_knobs_do_what_they_are_called(config):
     trainer = build_faulty_trainer(config, np.ones(512, np.int32))
     knobs = {"fault/grad_scale@layer_1": 100.0, "fault/update_scale@layer_0": 0.0}

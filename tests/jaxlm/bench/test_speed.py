@@ -11,6 +11,7 @@ from jaxlm.cli.gin_edge import load
 from tests.e2e.runs import write_config
 
 
+@pytest.mark.slow
 def test_the_loop_is_timed_without_its_validation_and_compiles_nothing_late(tmp_path, monkeypatch):
     config, judged = load([str(write_config(tmp_path))], []), []
     evaluate = loop.Run.evaluate

@@ -82,7 +82,6 @@ def cases() -> list[Any]:
     quick = {
         ("expert", "even"),
         ("expert_context_slice", "even"),
-        ("expert_of_four", "one_takes_all"),
     }
     return [
         pytest.param(mesh, balance, marks=[] if (mesh, balance) in quick else [pytest.mark.slow])

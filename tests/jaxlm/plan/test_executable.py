@@ -95,6 +95,7 @@ def test_it_computes_what_the_compiled_step_computes(saved: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, updated(CONFIG, saved), updated(CONFIG, None))
 
 
+@pytest.mark.slow
 def test_rate_length_and_seed_are_inputs(saved: Path) -> None:
     other = change(change(CONFIG, "optim", peak_lr=5e-2), "train", num_steps=9, seed=3)
     jax.tree.map(np.testing.assert_array_equal, updated(other, saved), updated(other, None))

@@ -196,7 +196,16 @@ def test_an_interrupted_campaign_ends_as_an_undisturbed_one(
     interrupted_everywhere([*ALL, *stages])
 
 
-@pytest.mark.parametrize("policy", ["early-stop", "adaptive", "halving", "replicate-all", "greedy"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("early-stop", marks=pytest.mark.slow),
+        "adaptive",
+        "halving",
+        "replicate-all",
+        "greedy",
+    ],
+)
 def test_a_policy_finds_the_good_idea_and_claims_it_on_fresh_seeds(
     workers: FakeWorkers, policy: str
 ) -> None:

@@ -87,7 +87,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["muon", slow("schedule_free"), slow("adamw"), slow("lion"), slow("adafactor")]
+    "optimizer", [slow("muon"), slow("schedule_free"), "adamw", slow("lion"), slow("adafactor")]
 )
 def test_no_optimizer_touches_the_biases(make_trainer, random_batch, optimizer):
     """After one update they are the rate up or down, as evaluated too."""
@@ -132,6 +132,7 @@ def test_bias_or_loss_brings_a_lopsided_router_into_balance(
     assert bounds[0] <= np.mean(loads[-10:]) <= bounds[1], loads
 
 
+@pytest.mark.slow
 def test_a_refused_update_moves_no_bias(make_trainer, random_batch):
     trainer, bad = make_trainer(small()), random_batch(1)
     _, before = updates(trainer, [random_batch(0)])

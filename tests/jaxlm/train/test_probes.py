@@ -43,7 +43,9 @@ def test_it_looks_at_every_nth_update_only(make_trainer, random_batch):
     assert seen == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("pattern", [("full",), ("local", "full")])
+@pytest.mark.parametrize(
+    "pattern", [pytest.param(("full",), marks=pytest.mark.slow), ("local", "full")]
+)
 def test_norms_by_layer_and_kind_are_those_of_numpy(pattern):
     window = 8 if "local" in pattern else None
     config = changed("model", layer_pattern=pattern, window=window, num_layers=4).model

@@ -139,6 +139,7 @@ SLOW = (
     *MANY,
     "slices x fsdp, Muon, offloaded",
     "ring x fsdp x tensor, all masks",
+    "pipeline x repeats x fsdp x accumulation",
 )  # half a minute of compiling each
 CASES = [name for name in FEW if name not in SLOW]
 CASES += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]

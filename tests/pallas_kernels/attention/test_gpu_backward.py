@@ -99,6 +99,7 @@ def test_gradients_in_float64_are_those_of_finite_differences():
         assert abs(slope - np.sum(want[name] * direction)) < 1e-8 * max(1, abs(slope))
 
 
+@pytest.mark.slow
 def test_the_error_in_bfloat16_is_no_larger_than_that_of_xla():
     """But for ds, which the kernels round to bf16 by 2^-9; XLA on a CPU multiplies it in f32."""
     case = Case(T=129, H=64, V=64)

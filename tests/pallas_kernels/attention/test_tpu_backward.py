@@ -126,7 +126,9 @@ def xla_gradients(case: Case, dtype: Any) -> dict[str, np.ndarray]:
     return {n: np.asarray(g, float) for n, g in zip("qkv", vjp(x["d_out"]), strict=True)}
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)], ids=str
+)
 def test_error_is_no_larger_than_that_of_xla(dtype: Any):
     """Same computation, same dtype of inputs; both against float64.
 
