@@ -106,7 +106,7 @@ class Checkpointer:
                 files = dict(zip(*_checksums(path / "state"), strict=True))
                 manifest = {"format": FORMAT, **position, "leaves": leaves, "files": files}
                 if host:
-                    np.savez(path / HOST, allow_pickle=False, **host)
+                    np.savez(path / HOST, **host)  # type: ignore[arg-type]  # its own keyword is no array
                     manifest["host"] = _checksum(path / HOST)
                 write_json_atomic(path / MANIFEST, manifest)
                 for old in list_checkpoints(self._directory)[: -self._keep]:
