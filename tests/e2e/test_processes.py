@@ -125,13 +125,10 @@ def test_killing_either_of_two_ends_both_and_the_same_command_goes_on(
         start = time.monotonic()
         code, err = signal_one(job, process_id, signal.SIGKILL, step)
         print(process_id, step, code, round(time.monotonic() - start, 1), err)
-        if process_id == 0:
-            assert code == 128 + signal.SIGKILL
-        elif code == 128 + signal.SIGABRT:  # within a save JAX may end the process before it speaks
-            assert "another task died" in err
-        else:
-            assert code == STOPPED
-            assert "jaxlm: error: another process has gone; start them all again" in err
+        assert code == (128 + signal.SIGKILL if process_id == 0 else STOPPED)
+        assert process_id == 0 or err.startswith(
+            "jaxlm: error: another process has gone; start them all again"
+        )
         assert not processes_of(job.run_dir)
     assert signal_one(job, 0, signal.SIGTERM, last_step(job.run_dir) + 20)[0] == STOPPED
     assert job.run() == (0, "")
