@@ -114,7 +114,7 @@ def _train(members: list[_Member], trainer: Trainer, tell: Tell, until: int | No
             pending = None
             for member, state in _sound(members, states):
                 if saves:
-                    member.run.checkpoints.save(step, state)
+                    member.run.save(step, state)
                 if evaluates:
                     member.run.evaluate(state, step, config.eval_batches)
                 member.run.reporter.paused()

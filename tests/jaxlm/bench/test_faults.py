@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.bench.diagnose import Judged, score
+from jaxlm.bench.diagnose import Judged, judge, score
 from jaxlm.bench.faults import batches
 from jaxlm.bench.faults.kinds import FAULTS, HEALTHY, plant_of
 from jaxlm.bench.faults.plant import Plant, Scene
 from jaxlm.bench.faults.step import build_faulty_trainer, neutral, scalars_of
-from jaxlm.bench.faults.suite import Case, all_cases, path_of
+from jaxlm.bench.faults.suite import Case, all_cases, path_of, read_trained, train_missing
 from jaxlm.bench.faults.world import base_config, changed
 from jaxlm.research.diagnose.causes import CAUSES
 from jaxlm.train.setup import build_trainer, on_mesh
@@ -63,6 +63,15 @@ def test_knobs_do_what_they_are_called(config):
     assert ratio("grad/norm_l2@layer_1") == pytest.approx(100, rel=1e-3)
     assert ratio("grad/norm_l2@layer_0") == pytest.approx(1, rel=1e-3)
     assert found["faulty"]["update/ratio_rms@layer_0"] == 0
+
+
+def test_a_planted_run_is_trained_kept_and_named(tmp_path):
+    case = Case("lr_too_high", 2, 0)
+    train_missing(tmp_path, [case], lambda *_: None)
+    (trained,) = read_trained(tmp_path, [case])
+    judged = judge(trained)
+    assert judged.roots[:1] == (judged.cause,) == ("lr_too_high",)
+    assert judged.num_citations > 0 and judged.num_wrong == 0
 
 
 def scene(config):
