@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.types import Params
+from jaxlm.model.block import STREAM
 from jaxlm.sharding.config import Schedule
 from jaxlm.sharding.rules import constrain
 
-STREAM = ("batch", "residual_seq", "embed")
 AXIS = "pipeline"
 
 # (parameters (k, ...), x (B, T, D), what else layers need) -> (x, what layers tell (k, ...))

@@ -29,7 +29,6 @@ from jaxlm.research.policies.planning import SURE, Situation, divide
 SETTLED = 0.02  # an idea this surely good, or this surely not, needs no more runs
 ENOUGH = 3  # ideas seen at both lengths
 LARGE = 60.0  # budgets from here on can afford a second look at the start, a third confirmation
-Steps = Generator[list[Trial], Losses, None]
 
 
 class _Campaign:

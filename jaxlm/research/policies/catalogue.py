@@ -24,7 +24,7 @@ POLICIES: dict[str, Policy] = {
 }
 CONFIRM = frozenset({"adaptive", "factorial", "factorial-foldover", "prune-and-confirm"})
 COMBINE = CONFIRM  # they put ideas together that nothing has kept yet
-DEFAULT, RIVAL = "adaptive", "greedy"
+RIVAL = "greedy"
 
 
 def policy(name: str) -> Policy:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from jaxlm.cli.ablate import DEFAULT_POLICY
 from jaxlm.core.errors import ConfigError
 from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Plan, Purse, Trial, drive
-from jaxlm.research.policies.catalogue import DEFAULT, POLICIES, RIVAL, policy
+from jaxlm.research.policies.catalogue import POLICIES, RIVAL, policy
 from jaxlm.research.policies.designs import design
 from jaxlm.research.policies.evidence import block_trials
 from jaxlm.research.policies.halving import has_optuna
@@ -122,7 +123,7 @@ def test_a_run_is_paid_once_and_going_on_costs_the_rest() -> None:
 
 
 def test_unknown_policies_are_named_with_the_nearest() -> None:
-    assert {DEFAULT, RIVAL} <= POLICIES.keys()
+    assert {DEFAULT_POLICY, RIVAL} <= POLICIES.keys()
     with pytest.raises(ConfigError, match="did you mean 'greedy'"):
         policy("gredy")
 
