@@ -7,9 +7,12 @@ give up on a process that prepares data for longer than its time limit.
 
 import atexit
 import contextlib
+import ctypes
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # the key-value store has no public name
@@ -24,6 +27,8 @@ LOST = (
     "Timed out while waiting for",
 )  # the last is Orbax's, at a save
 DAY_MS = 24 * 3600 * 1000  # as long as process 0 may take; should it die, JAX ends the others
+GONE = "another process has gone; start them all again, to go on from the last checkpoint"
+ANSWER_S = 5.0  # within which a coordinator that is well takes a value
 
 
 def main_first(work: Callable[[], T]) -> T:
@@ -66,7 +71,8 @@ def leaving_at_failure() -> Iterator[None]:
     Raises PeerError where another process has gone.
     """
     try:
-        yield
+        with _leaving_at_abort():
+            yield
     except NonFiniteError:  # is raised in all processes at the same step
         raise
     except BaseException as error:
@@ -77,7 +83,44 @@ def leaving_at_failure() -> Iterator[None]:
         atexit.register(os._exit, code)  # runs when everything has been said
         if lost:
             line = str(error.__cause__ or error).splitlines()[0]
-            raise PeerError(
-                f"another process has gone; start them all again, to go on from the last checkpoint ({line})"
-            ) from error
+            raise PeerError(f"{GONE} ({line})") from error
         raise
+
+
+@contextlib.contextmanager
+def _leaving_at_abort() -> Iterator[None]:
+    """Where JAX hears of a lost process first it aborts, out of Python's reach: that is 75 too.
+
+    Schedulers start a job again by that code.  An abort of another kind stays what it is.  Python's
+    own signal handlers run too late for this one, so it is set through the C library; it stays when
+    the body fails, as JAX may abort while the error is being said.
+    """
+    if distributed.global_state.client is None:
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.signal(signal.SIGABRT, _at_abort)
+    yield
+    libc.signal(signal.SIGABRT, None)  # the default
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _at_abort(number: int) -> None:
+    if not _answers(distributed.global_state.client):
+        os.write(2, f"jaxlm: error: {GONE}\n".encode())
+        os._exit(PeerError.exit_code)
+
+
+def _answers(client: Any) -> bool:
+    """Whether the coordinator still takes a value from this process."""
+    took, key = list[bool](), f"jaxlm/abort/{jax.process_index()}"
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            client.key_value_set(key, OK, allow_overwrite=True)
+            took.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # the call may never return
+    thread.start()
+    thread.join(ANSWER_S)
+    return bool(took)

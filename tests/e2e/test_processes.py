@@ -5,6 +5,9 @@ import hashlib
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -108,6 +111,34 @@ def test_a_run_goes_on_with_two_and_then_four_processes(tiny_config: Path, tmp_p
     assert Job(tiny_config, run_dir, devices=1, processes=4).run() == (0, "")
     assert_same_curve(run_dir, unhurt.run_dir)
     assert not processes_of(run_dir)
+
+
+ABORTS = """
+import os, sys, time, jax
+from jaxlm.train.processes import leaving_at_failure
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+jax.devices()
+with leaving_at_failure():
+    if sys.argv[2] == "0":
+        os.abort()
+    time.sleep(60)
+"""
+
+
+def test_an_abort_is_one_where_it_began_and_a_lost_process_to_the_others():
+    """JAX aborts the others, out of Python's reach; 75 is what schedulers start again by."""
+    with socket.create_server(("localhost", 0)) as free:
+        place = f"localhost:{free.getsockname()[1]}"
+    run = lambda i: subprocess.Popen(
+        [sys.executable, "-c", ABORTS, place, str(i)], stderr=subprocess.PIPE, text=True
+    )
+    first, second = run(0), run(1)
+    said = [process.communicate(timeout=60)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (-signal.SIGABRT, STOPPED)
+    assert ["another process has gone; start them all again" in text for text in said] == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.slow
