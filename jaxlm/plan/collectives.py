@@ -21,6 +21,7 @@ import re
 
 import numpy as np
 
+from jaxlm.core.errors import ConfigError
 from jaxlm.plan.hlo import Computation, Module, Op
 
 KINDS = (
@@ -151,7 +152,10 @@ def replica_groups(attributes: str) -> Groups:
     if match := _MESH.search(attributes):
         return _mesh_groups(match[1], match[2], match[3])
     if (match := re.search(r"replica_groups=(?!\{\})\S+", attributes)) is not None:
-        raise ValueError(f"groups of devices in a form that is not known: {match[0]}")
+        raise ConfigError(
+            f"the compiled program names groups of devices in a form that this plan cannot read: "
+            f"{match[0][:100]!r}; plan with the version of libtpu in constraints/"
+        )
     return ()
 
 

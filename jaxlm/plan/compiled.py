@@ -28,6 +28,7 @@ from jaxlm.config import RunConfig
 from jaxlm.core.canonical import content_id, to_jsonable
 from jaxlm.core.errors import ConfigError
 from jaxlm.plan.topology import Topology
+from jaxlm.train.compiler import from_environment
 
 ROOT = Path(__file__).parents[2]
 TRACED = (
@@ -105,10 +106,11 @@ def cache_folder(config: RunConfig, topology: Topology) -> Path:
 
 def fingerprint(config: RunConfig, topology: Topology) -> str:
     """sha256 of everything that the step's program depends on."""
-    values = program_config(config)
-    return content_id(
-        {"config": values, "topology": topology.name, "versions": versions(), "source": source()}
-    )
+    parts = {
+        "config": program_config(config), "topology": topology.name, "versions": versions(),
+        "source": source(), "options": from_environment(),
+    }  # fmt: skip
+    return content_id(parts)
 
 
 def program_config(config: RunConfig) -> dict[str, Any]:

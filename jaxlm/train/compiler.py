@@ -6,11 +6,21 @@ they may come by all-reduces of arrays that are zero elsewhere, twice the bytes.
 summed beside the products, too: by the SparseCores where there are some, each array for itself (by
 default the compiler joins those of a layer, and does what it joined last).  docs/plan.md,
 "Asynchronous by option", has the effect of each.
+
+JAXLM_COMPILER_OPTIONS="name=value other=" lies over these: it adds and replaces, and a name without a
+value is left to the compiler, such as one that an older compiler does not know.
 """
 
-from jax.sharding import Mesh
+import os
+from typing import TYPE_CHECKING
+
+from jaxlm.core.errors import ConfigError
+
+if TYPE_CHECKING:  # a plan reads the environment without JAX
+    from jax.sharding import Mesh
 
 Options = dict[str, bool | str]
+VARIABLE = "JAXLM_COMPILER_OPTIONS"
 
 GATHER: Options = {
     "xla_enable_async_all_gather": True,
@@ -36,11 +46,35 @@ BY_DEFAULT = ("TPU7x",)  # kinds of devices that gather and sum beside the produ
 WITH_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 
 
-def compiler_options(mesh: Mesh) -> Options | None:
-    """For jax.jit, on more than one TPU chip; None elsewhere."""
+def compiler_options(mesh: "Mesh") -> Options | None:
+    """For jax.jit; None where there is nothing to say.
+
+    Raises ConfigError for a JAXLM_COMPILER_OPTIONS that cannot be read.
+    """
+    told = from_environment()
+    options = {name: value for name, value in (_own(mesh) | told).items() if value != ""}
+    return options or None
+
+
+def from_environment() -> dict[str, str]:
+    """What JAXLM_COMPILER_OPTIONS says, by name; raises ConfigError where a part is no name=value."""
+    told = {}
+    for part in os.environ.get(VARIABLE, "").split():
+        name, equals, value = part.removeprefix("--").partition("=")
+        if not (name and equals):
+            raise ConfigError(
+                f"{VARIABLE} must be name=value parts with spaces between, or name= to leave an option "
+                f"out; got {part!r}"
+            )
+        told[name] = value
+    return told
+
+
+def _own(mesh: "Mesh") -> Options:
+    """Of more than one TPU chip."""
     device = mesh.devices.flat[0]
     if mesh.size == 1 or device.platform != "tpu":
-        return None
+        return {}
     if device.device_kind in BY_DEFAULT:
         return GATHER
     has_cores = device.device_kind in WITH_SPARSE_CORES

@@ -32,6 +32,7 @@ from jaxlm.telemetry.hardware import peak_flops
 from jaxlm.telemetry.report import write_report
 from jaxlm.telemetry.tensorboard import check_installed
 from jaxlm.telemetry.writer import read_rows
+from jaxlm.train.compiler import compiler_options
 from jaxlm.train.loop import Outcome, Run, train
 from jaxlm.train.processes import leaving_at_failure, main_first
 from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, open_run_dir
@@ -185,6 +186,7 @@ def write_start(run: Run, data: PreparedData) -> None:
         "tokenizer_sha256": data.tokenizer_sha256,
         "config_id": config.config_id,
         "kernels": kernel_choices(config),
+        "compiler_options": compiler_options(run.trainer.mesh) or {},
     }
     write_json_atomic(run.run_dir / "env.json", environment(**facts))
 

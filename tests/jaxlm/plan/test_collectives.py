@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.core.errors import ConfigError
 from jaxlm.plan.collectives import (
     Collective,
     collective_of,
@@ -144,7 +145,7 @@ def test_groups_in_every_way_to_write_them(text: str, groups: tuple[tuple[int, .
 
 
 def test_groups_in_another_form_are_not_taken_for_none() -> None:
-    with pytest.raises(ValueError, match=r"not known: replica_groups=<4x2>"):
+    with pytest.raises(ConfigError, match=r"cannot read: 'replica_groups=<4x2>,'; plan with"):
         replica_groups("replica_groups=<4x2>, dimensions={0}")
 
 
