@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the idea bank: every idea below, over many seeds at two scales, into one table.
 
-    python scripts/idea_bank.py TABLE.csv [--seeds 16] [--scale 0] [--only IDEA]
+    python scripts/idea_bank.py TABLE.csv [--config FILE.gin] [--seeds 16] [--scale 0] [--only IDEA]
     python scripts/idea_bank.py TABLE.csv --check 0.05 [--adopt]
 
-An idea is a change of configs/nano.gin; its effect is what it does to the validation loss.
+An idea is a change of the config (configs/nano.gin); its effect is what it does to the validation
+loss.  Ideas that a config has already are left out: configs/nano_tuned.gin has two of them.
 Rows: idea, scale, seed, fraction of training, nats per token; a run's rows are written when it ends,
 and the same command goes on where it stopped.  TABLE.json beside it says what the losses depend on:
 each idea's changes, tokens, training code, versions, machine.  With --check a random share of the
@@ -112,6 +113,7 @@ IDEAS: dict[str, tuple[str, ...]] = {
     "decay to a fiftieth": ("OptimConfig.final_lr_frac = 0.02",),
     "wsd, decay over half": ('OptimConfig.schedule = "wsd"', "OptimConfig.decay_frac = 0.5"),
     "wsd, decay over a tenth": ('OptimConfig.schedule = "wsd"', "OptimConfig.decay_frac = 0.1"),
+    "linear": ('OptimConfig.schedule = "linear"',),
     "constant": ('OptimConfig.schedule = "constant"',),
     "schedule-free": ('OptimConfig.name = "schedule_free"', 'OptimConfig.schedule = "constant"'),
     "adafactor": ('OptimConfig.name = "adafactor"',),
@@ -171,15 +173,15 @@ AT_SCALE: dict[tuple[str, int], tuple[str, ...]] = {
 }
 
 
-def settings(scale: int, overrides: Sequence[str] = ()) -> list[Setting]:
-    """The baseline and every idea."""
+def settings(scale: int, overrides: Sequence[str] = (), config: str = CONFIG) -> list[Setting]:
+    """The baseline and every idea that changes it."""
     base = [*SCALES[scale], *overrides]
-    found = [Setting(BASELINE, {}, load([CONFIG], base))]
+    found = [Setting(BASELINE, {}, load([config], base))]
     for name, texts in IDEAS.items():
         changes = AT_SCALE.get((name, scale), texts)
         pairs = (text.split(" = ", 1) for text in changes)
-        found.append(Setting(name, dict(pairs), load([CONFIG], [*base, *changes])))
-    return found
+        found.append(Setting(name, dict(pairs), load([config], [*base, *changes])))
+    return [found[0], *(s for s in found if s.config != found[0].config)]
 
 
 def read_runs(path: Path) -> dict[Key, Curve]:
@@ -222,7 +224,7 @@ def train(table: Path, args: argparse.Namespace) -> int:
     arms = {
         (s.name, scale): s
         for scale in scales
-        for s in settings(scale, args.set)
+        for s in settings(scale, args.set, args.config)
         if not args.only or s.name in (BASELINE, *args.only)
     }
     done = read_runs(table)
@@ -312,7 +314,7 @@ def _threads() -> int:
 def check(table: Path, share: float, args: argparse.Namespace) -> int:
     """Trains a random share of the table's runs anew; the number of those that differ in any bit."""
     told = read_runs(table)
-    arms = {(s.name, k): s for k in range(len(SCALES)) for s in settings(k, args.set)}
+    arms = {(s.name, k): s for k in range(len(SCALES)) for s in settings(k, args.set, args.config)}
     old, now = read_json(table.with_suffix(".json")) or {}, facts(arms)
     for phrase in differences(old, now):
         print(f"{table} was made with {phrase}")
@@ -342,6 +344,9 @@ def check(table: Path, share: float, args: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path)
+    parser.add_argument(
+        "--config", default=CONFIG, metavar="FILE", help="default: configs/nano.gin"
+    )
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--scale", type=int, choices=range(len(SCALES)), help="only this one")
     parser.add_argument("--only", action="append", metavar="IDEA", help="only these; repeatable")
