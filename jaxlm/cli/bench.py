@@ -8,6 +8,7 @@ import platform
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxlm.cli.common import (
     add_config_arguments,
@@ -163,11 +164,17 @@ def run(args: argparse.Namespace) -> int:
 
     table |= {
         "command": shlex.join(["jaxlm", *sys.argv[1:]]),
-        "commit": code_id()["commit"] or "not a git checkout",
+        "commit": commit_line(code_id()),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
     }
     make_display().table(f"bench {args.what}", table)
     return 0
+
+
+def commit_line(code: dict[str, Any]) -> str:
+    if code["commit"] is None:
+        return "not a git checkout"
+    return code["commit"] + (", with changes" if code["dirty_sha256"] else "")
 
 
 def _run_attacks(args: argparse.Namespace) -> int:
