@@ -293,6 +293,18 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "bench: no bank of comparisons": (None, "bench calibration --bank no.csv", "no.csv: cannot be read"),
     "inspect: no row": (None, "data inspect base.gin --rows 0", "--rows must be >= 1, got 0"),
     "inspect: no batch": (None, "data inspect base.gin --step -1", "--step must be >= 0, got -1"),
+    "ablate: other validation text": (
+        None, "ablate base.gin --vary DataConfig.valid_frac=[0.1]", "arm 'valid_frac=0.1' has another DataConfig.valid_frac",
+    ),
+    "ablate: other corpus": (
+        None, "ablate base.gin --idea \"mine: CorpusConfig.source='base.gin'\"", "arm 'mine' has another DataConfig.corpora",
+    ),
+    "ablate: a seed": (
+        None, "ablate base.gin --vary TrainConfig.seed=[1]", "arms 'baseline' and 'seed=1' are the same config",
+    ),
+    "ablate: options of no worker": (
+        None, "ablate base.gin --vary ModelConfig.ffn_dim=[8] --worker-option num_gpus=1", "--worker-option is for --on ray",
+    ),
     "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
 }  # fmt: skip
 
