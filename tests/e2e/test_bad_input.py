@@ -305,7 +305,16 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "ablate: options of no worker": (
         None, "ablate base.gin --vary ModelConfig.ffn_dim=[8] --worker-option num_gpus=1", "--worker-option is for --on ray",
     ),
+    "init: promote": (
+        None, "research init base.gin --max-flops 1e12 --promote ModelConfig.num_layrs=4", "did you mean 'num_layers'?",
+    ),
     "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
+    "loop: widths": (None, "research loop base.gin --widths 1,2", "4 or more rising widths"),
+    "loop: seeds": (None, "research loop base.gin --trial-seeds 1", "2 or more seeds, got 1 and 3"),
+    "loop: hours": (None, "research loop base.gin --hours 0", "--hours must be above 0, got 0"),
+    "loop: workers": (None, "research loop base.gin --workers 0", "--workers must be >= 1, got 0"),
+    "propose: none": (None, "research propose --count 0", "--count must be >= 1, got 0"),
+    "loop: effect": (None, "research loop base.gin --smallest-effect nan", "--smallest-effect must be >= 0, got nan"),
 }  # fmt: skip
 
 TABLES = {"config": CONFIGS, "data": DATA, "run": RUNS, "use": USES, "flag": FLAGS, "tool": TOOLS}
@@ -327,6 +336,7 @@ def test_is_one_clear_line_and_nothing_is_written_or_lost(
         setup()
     assert expected in refused(shlex.split(command), capfd)
     assert not Path("runs/new").exists()
+    assert not Path("research").exists()
 
 
 def test_bad_text_leaves_no_trace_of_a_cache_that_was_not_there(
