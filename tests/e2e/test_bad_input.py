@@ -309,6 +309,7 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
         None, "research init base.gin --max-flops 1e12 --promote ModelConfig.num_layrs=4", "did you mean 'num_layers'?",
     ),
     "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
+    "halt: no project": (None, "research halt", "research is no project yet"),
     "loop: widths": (None, "research loop base.gin --widths 1,2", "4 or more rising widths"),
     "loop: seeds": (None, "research loop base.gin --trial-seeds 1", "2 or more seeds, got 1 and 3"),
     "loop: hours": (None, "research loop base.gin --hours 0", "--hours must be above 0, got 0"),
