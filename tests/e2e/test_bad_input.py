@@ -293,6 +293,7 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "bench: no bank of comparisons": (None, "bench calibration --bank no.csv", "no.csv: cannot be read"),
     "inspect: no row": (None, "data inspect base.gin --rows 0", "--rows must be >= 1, got 0"),
     "inspect: no batch": (None, "data inspect base.gin --step -1", "--step must be >= 0, got -1"),
+    "profile": (None, set_("TrainConfig.profile_steps = (3, 5)"), "must be within TrainConfig.num_steps=4, got (3, 5)"),
     "ablate: other validation text": (
         None, "ablate base.gin --vary DataConfig.valid_frac=[0.1]", "arm 'valid_frac=0.1' has another DataConfig.valid_frac",
     ),
