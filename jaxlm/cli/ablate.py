@@ -156,7 +156,7 @@ def _search(
 def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Question":
     from jaxlm.cli.arms import arms_of, check_combine, ideas_of, settings
     from jaxlm.research.campaign import Question
-    from jaxlm.research.plan import check_distinct, check_metric
+    from jaxlm.research.plan import check_distinct, check_metric, check_same_text
     from jaxlm.research.policies.catalogue import COMBINE, policy
 
     if not args.vary and not args.idea:
@@ -170,6 +170,7 @@ def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Questi
     found = settings(base, arms)
     check_metric(rules.metric)
     check_distinct(found)
+    check_same_text(found)
     larger = settings(base.larger(args.promote), arms) if args.promote else []
     return Question(settings=found, larger=larger, seeds=seeds, rules=rules)
 
@@ -241,6 +242,8 @@ def _prediction(text: str | None) -> tuple[float, float, float] | None:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Numbers as numbers, everything else as text."""
     found: dict[str, Any] = {}
+    if args.worker_option and args.on == "local":
+        raise ConfigError("--worker-option is for --on ray and --on slurm; local workers take none")
     for text in args.worker_option:
         key, equals, value = text.partition("=")
         if not key or not equals:

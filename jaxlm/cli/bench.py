@@ -8,8 +8,14 @@ import platform
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
-from jaxlm.cli.common import add_config_arguments, add_device_arguments, set_up_devices
+from jaxlm.cli.common import (
+    add_config_arguments,
+    add_device_arguments,
+    check_outputs,
+    set_up_devices,
+)
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.typed import nearest
 
@@ -25,6 +31,20 @@ WHAT = {
     "diagnose": "planted faults in real tiny runs, kept on disk: what `jaxlm diagnose` finds (no config)",
     "attacks": "attacks on scorer, gates and sandbox, which must be blocked, and honest patches (no config)",
     "kernels": "TPU kernels beside the public ones, predicted from the compiler's schedule (no config)",
+}
+CONFIGURED = ("step", "loop", "loader", "members", "start")
+LEAST_STEPS = {"step": 2, "loop": 2, "loader": 1, "members": 3}
+READERS = {  # option -> who reads it; any other would pass over it in silence
+    "shapes": ("kernels",),
+    "chips": ("kernels",),
+    "kernels": ("kernels",),
+    "policies": ("policies",),
+    "worlds": ("policies",),
+    "budgets": ("policies",),
+    "bank": ("policies", "calibration"),
+    "html": ("policies",),
+    "json": ("kernels", "diagnose"),
+    "runs": ("diagnose",),
 }
 
 
@@ -82,7 +102,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what is out of range, cannot be written or would not be read."""
+    if args.config and args.what not in CONFIGURED:
+        raise ConfigError(f"bench {args.what} takes no config, got {args.config[0]}")
+    for option, readers in READERS.items():
+        if getattr(args, option) is not None and args.what not in readers:
+            raise ConfigError(f"--{option} is of bench {' and '.join(readers)}, not of {args.what}")
+    least = LEAST_STEPS.get(args.what, args.steps)
+    if args.steps < least:
+        raise ConfigError(f"--steps must be >= {least}, got {args.steps}")
+    if args.most < 1:
+        raise ConfigError(f"--most must be >= 1, got {args.most}")
+    check_outputs(args.json, args.html)
+
+
 def run(args: argparse.Namespace) -> int:
+    _check(args)
     if args.what == "kernels" and args.gpu:
         set_up_devices(args)
         return _run_gpu_kernels()
@@ -128,11 +164,17 @@ def run(args: argparse.Namespace) -> int:
 
     table |= {
         "command": shlex.join(["jaxlm", *sys.argv[1:]]),
-        "commit": code_id()["commit"] or "not a git checkout",
+        "commit": commit_line(code_id()),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
     }
     make_display().table(f"bench {args.what}", table)
     return 0
+
+
+def commit_line(code: dict[str, Any]) -> str:
+    if code["commit"] is None:
+        return "not a git checkout"
+    return code["commit"] + (", with changes" if code["dirty_sha256"] else "")
 
 
 def _run_attacks(args: argparse.Namespace) -> int:
@@ -209,9 +251,10 @@ def _run_calibration(args: argparse.Namespace) -> int:
     from jaxlm.bench.calibration import bench_real, bench_simulated, table
     from jaxlm.research.bank import read_bank
 
+    bank = read_bank(Path(args.bank)) if args.bank else None  # a mistake ends here
     rows = bench_simulated(max(args.count, 1000))
-    if args.bank:
-        rows += bench_real(read_bank(Path(args.bank)))
+    if bank is not None:
+        rows += bench_real(bank)
     print("\n".join(table(rows)))
     return 0 if all(row.is_fit for row in rows) else 1
 

@@ -36,6 +36,20 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="this process, from 0")
 
 
+def check_outputs(*paths: str | Path | None) -> None:
+    """Raises ConfigError for a file that cannot lie there: before the work, not after it."""
+    for path in paths:
+        if path is None:
+            continue
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{path} cannot be written: there is no folder {folder}; make it first"
+            )
+        if Path(path).is_dir():
+            raise ConfigError(f"{path} cannot be written: it is a folder; name a file")
+
+
 def set_up_devices(args: argparse.Namespace) -> None:
     """Platform, processes and compile cache; before anything else touches a device.
 

@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from jaxlm.cli.common import add_config_arguments
+from jaxlm.core.errors import ConfigError
 from jaxlm.data.config import DataConfig
 from jaxlm.data.prepared import PreparedData
 
@@ -31,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.telemetry.display import make_display
 
     config = load(args.config, args.overrides).data
+    for name, least in (("step", 0), ("rows", 1)) if args.verb == "inspect" else ():
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name} must be >= {least}, got {getattr(args, name)}")
     display = make_display()
     with display:
         data = prepare(config, progress=display.progress)

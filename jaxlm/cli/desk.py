@@ -178,6 +178,8 @@ def _init(args: argparse.Namespace, desk: "Desk") -> int:
 def _propose(args: argparse.Namespace, desk: "Desk") -> int:
     from jaxlm.research.seats import offline
 
+    if args.count < 1:
+        raise ConfigError(f"--count must be >= 1, got {args.count}")
     desk.standing()
     if args.look is not None:
         desk = desk_of(args.project, desk.seat, (Path("runs"), args.look.resolve().parent))

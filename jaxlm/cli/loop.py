@@ -2,6 +2,7 @@
 """`jaxlm research loop CONFIG`: diagnosis to adoption, round after round, then a trial at a larger size."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.research.desk import fields
     from jaxlm.research.desk.records import Project
     from jaxlm.research.desk.report import write_report
+    from jaxlm.research.launch import Workers
     from jaxlm.research.seats import offline
     from jaxlm.telemetry.display import make_display
 
@@ -54,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         rounds=args.rounds, arms=args.arms, seeds=args.seeds, smallest_effect=args.smallest_effect,
         widths=_widths(args.widths), ladder_seeds=args.ladder_seeds, trial_seeds=args.trial_seeds,
     )  # fmt: skip
+    if not 0 < args.hours < math.inf:
+        raise ConfigError(f"--hours must be above 0, got {args.hours:g}")
+    Workers(args.workers)  # refuses a number below 1
     changed = lambda changes: load(
         args.config,
         [*args.overrides, *(t for k, v in changes.items() for t in fields.statements({k: v}))],

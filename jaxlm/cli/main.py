@@ -91,8 +91,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             module.add_arguments(command)
             command.set_defaults(execute=module.run)
     args, unknown = parser.parse_known_args(argv)
+    if (
+        getattr(args, "config", None) == []
+    ):  # argparse passes over a list that stands behind options
+        args.config = [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        flags = re.findall(r"--[a-z-]+", commands.choices[args.command].format_help())
+        flags = set(re.findall(r"--[a-z-]+", commands.choices[args.command].format_help()))
         hint = nearest(unknown[0].partition("=")[0], flags)
         raise ConfigError(f"jaxlm {args.command} has no argument {unknown[0]!r}; {hint}")
     return args

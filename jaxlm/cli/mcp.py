@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from jaxlm.cli.desk import desk_of
 
+    if args.http is not None and not 0 <= args.http <= 65535:
+        raise ConfigError(f"--http must be in 0..65535, got {args.http}")
     try:
         from jaxlm.research.seats import server
     except ImportError as e:

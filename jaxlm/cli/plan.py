@@ -3,11 +3,12 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from jaxlm.cli.common import add_config_arguments
+from jaxlm.cli.common import add_config_arguments, check_outputs
 from jaxlm.core.errors import ConfigError
 
 
@@ -43,15 +44,31 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.plan.topology import parse_topology
 
     topology = parse_topology(args.topology)
-    if args.compare and len(args.config) != 2:
-        raise ConfigError(f"--compare needs two configs, got {len(args.config)}")
-    if args.search is not None and args.search < 1:
-        raise ConfigError(f"--search must be >= 1, got {args.search}")
+    _check(args)
     if args.compare:
         return _compare(args, topology)
     config = load(args.config, args.overrides)
     name = Path(args.config[-1]).stem
     return (_plan if args.search is None else _search)(args, name, config, topology)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for options that are out of range or would be passed over in silence."""
+    if args.compare and len(args.config) != 2:
+        raise ConfigError(f"--compare needs two configs, got {len(args.config)}")
+    if args.search is not None and args.search < 1:
+        raise ConfigError(f"--search must be >= 1, got {args.search}")
+    if args.price is not None and not (args.price >= 0 and math.isfinite(args.price)):
+        raise ConfigError(f"--price must be >= 0, got {args.price:g}")
+    for mode, others in (
+        ("compare", ("search", "save", "html")),
+        ("search", ("analytic", "save", "html")),
+        ("analytic", ("save",)),
+    ):
+        given = [name for name in others if getattr(args, name)]
+        if getattr(args, mode) and given:
+            raise ConfigError(f"--{given[0]} does not go with --{mode}; leave one of them out")
+    check_outputs(args.json, args.html, args.save)
 
 
 def _plan(args: argparse.Namespace, name: str, config: Any, topology: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.documents import SPLITS, read_documents
+from jaxlm.data.documents import ALMOST, SPLITS, read_documents
 from jaxlm.data.packing import RowFormat, cut, pack
 from jaxlm.data.shards import ShardWriter
 
@@ -24,21 +24,23 @@ def build_rows(
 
     `stats` is {split: {"documents", "bytes", "tokens"}}.
     """
-    packed = {}
-    for split in SPLITS:
-        num_predictions = stats[split]["tokens"] + stats[split]["documents"]
+    packed, done = {}, 0
+    predictions = {split: stats[split]["tokens"] + stats[split]["documents"] for split in SPLITS}
+    for split, num_predictions in predictions.items():
         num_rows = 0
         with ShardWriter(folder, split) as writer:
             for record in _records(documents, split, fmt):
                 writer.write(record)
                 num_rows += 1
-                report(min(num_rows * fmt.seq_len / num_predictions, 1.0))
+                done += fmt.seq_len
+                report(min(done / sum(predictions.values()), ALMOST))
         packed[split] = {
             **stats[split],
             "rows": num_rows,
             "padding": 1 - num_predictions / (num_rows * fmt.seq_len),
             "shards": writer.names,
         }
+    report(1.0)
     return packed
 
 

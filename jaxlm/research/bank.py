@@ -68,12 +68,17 @@ class Bank:
 
 def read_bank(path: Path) -> Bank:
     """Raises DataError for a table with a column, the baseline or a run missing, or one twice."""
-    with open(path, newline="", encoding="utf-8") as f:
-        reader = csv.DictReader(f)
-        missing = set(COLUMNS) - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{path}: no column {', '.join(sorted(missing))}")
-        rows = list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f)
+            missing = set(COLUMNS) - set(reader.fieldnames or ())
+            if missing:
+                raise DataError(f"{path}: no column {', '.join(sorted(missing))}")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(
+            f"{path}: cannot be read ({getattr(e, 'strerror', e)}); give a CSV file"
+        ) from e
     try:
         cells: dict[tuple[str, int, int, float], float] = {}
         for row in rows:

@@ -44,6 +44,9 @@ class Terms:
         for name, least in (("rounds", 1), ("arms", 1), ("seeds", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} must be >= {least}, got {getattr(self, name)}")
+        if not self.smallest_effect >= 0:
+            raise ConfigError(f"--smallest-effect must be >= 0, got {self.smallest_effect}")
+        trials.check_trial(self.widths, self.trial_seeds, self.ladder_seeds)
 
 
 def begin(

@@ -137,7 +137,10 @@ def check_distinct(settings: Sequence[Setting]) -> None:
     """Raises ConfigError for arms that are one config under two names, or a lone baseline."""
     names: dict[str, str] = {}
     for setting in settings:
-        same = names.setdefault(_arm(setting).config_id, setting.name)
+        # each arm runs with all seeds, whatever its own is
+        same = names.setdefault(
+            arm_id(with_seed(setting.config, 0).config_id, setting.changes), setting.name
+        )
         if same != setting.name:
             raise ConfigError(
                 f"arms {same!r} and {setting.name!r} are the same config; nothing was run: "
@@ -147,6 +150,25 @@ def check_distinct(settings: Sequence[Setting]) -> None:
         raise ConfigError(
             f"only the {BASELINE} is left to run; nothing was run: vary a field to another value"
         )
+
+
+def check_same_text(settings: Sequence[Setting]) -> None:
+    """Raises ConfigError for an arm that would be judged on other validation text than the first."""
+    for field in ("valid_frac", "corpora"):
+        first = _text(settings[0], field)
+        for setting in settings[1:]:
+            if _text(setting, field) != first:
+                raise ConfigError(
+                    f"arm {setting.name!r} has another DataConfig.{field}, so another validation text: "
+                    "its loss says nothing beside the others'; vary a field that keeps the text"
+                )
+
+
+def _text(setting: Setting, field: str) -> object:
+    data = setting.config.data
+    if field == "valid_frac":
+        return data.valid_frac
+    return [(corpus.name, corpus.source, corpus.text_field) for corpus in data.corpora]
 
 
 def dump(plan: Plan) -> str:

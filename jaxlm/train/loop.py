@@ -7,7 +7,6 @@ waits for the host.
 Legend: V vocabulary
 """
 
-import contextlib
 import dataclasses
 import itertools
 import statistics
@@ -70,9 +69,10 @@ def train(run: "Run", stop: StopRequest) -> Outcome:
         wait_start = time.perf_counter()
         batch = next(batches)
         data_wait_s = time.perf_counter() - wait_start
-        with run.profiling(step + 1):
-            state, metrics = run.trainer.step(state, batch)
+        run.begin_profile(step + 1)
+        state, metrics = run.trainer.step(state, batch)
         step += 1
+        run.end_profile(step, metrics)
         if pending is not None:
             run.report(*pending)
         pending = (step, metrics, data_wait_s)
@@ -132,6 +132,7 @@ class Run:
         self.rows = local_rows(self.trainer.mesh, config.data.batch_size)
         self.generator = Generator(self.trainer.model)
         self.is_main = jax.process_index() == 0
+        self.is_profiling = False
         self.identity = Identity(config.config_id, data.data_id)
         keep = config.train.keep_checkpoints
         self.checkpoints = Checkpointer(run_dir / CHECKPOINTS, keep, self.identity)
@@ -227,13 +228,18 @@ class Run:
             for writer in self.writers:
                 writer.close()
 
-    @contextlib.contextmanager
-    def profiling(self, step: int) -> Iterator[None]:
-        """A profiler trace around the updates that TrainConfig.profile_steps names."""
-        first, last = self.config.train.profile_steps or (0, 0)
-        if step == first:
+    def begin_profile(self, step: int) -> None:
+        """Starts the trace of the updates that TrainConfig.profile_steps names, before the first."""
+        first, last = self.config.train.profile_steps or (1, 0)
+        if not self.is_profiling and first <= step <= last:  # a run may resume in between
             jax.profiler.start_trace(str(self.run_dir / "profile"))
-        yield
-        if step == last and first:
+            self.is_profiling = True
+
+    def end_profile(self, step: int, metrics: Metrics) -> None:
+        """Writes the trace, once the last of them has been computed and not only dispatched."""
+        _, last = self.config.train.profile_steps or (1, 0)
+        if self.is_profiling and step == last:
+            jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
+            self.is_profiling = False
             self.reporter.event(step, "profiled", str(self.run_dir / "profile"))

@@ -266,7 +266,60 @@ FLAGS: dict[str, tuple[Setup | None, str, str]] = {
     ),
 }  # fmt: skip
 
-TABLES = {"config": CONFIGS, "data": DATA, "run": RUNS, "use": USES, "flag": FLAGS}
+PLAN = "plan base.gin --topology v5p:2x2x1"
+FEW = "bench policies --policies greedy --count 1 --budgets 5"
+
+# What these commands cannot do they say before they work, not after it.
+TOOLS: dict[str, tuple[Setup | None, str, str]] = {
+    "plan: price": (None, PLAN + " --analytic --price -1", "--price must be >= 0, got -1"),
+    "plan: no price": (None, PLAN + " --analytic --price nan", "--price must be >= 0, got nan"),
+    "plan: no folder": (None, PLAN + " --analytic --json no/x.json", "no/x.json cannot be written: there is no folder no"),
+    "plan: no folder for a page": (None, PLAN + " --analytic --html no/x.html", "there is no folder no; make it first"),
+    "plan: a folder": (None, PLAN + " --analytic --json text", "text cannot be written: it is a folder; name a file"),
+    "plan: nothing to save": (None, PLAN + " --analytic --save x.bin", "--save does not go with --analytic"),
+    "plan: search compiles": (None, PLAN + " --analytic --search 2", "--analytic does not go with --search"),
+    "plan: compare has no page": (
+        None, "plan base.gin base.gin --compare --analytic --topology v5p:2x2x1 --html x.html", "--html does not go with --compare",
+    ),
+    "bench: no step": (None, "bench step base.gin --steps 1", "--steps must be >= 2, got 1"),
+    "bench: no batch": (None, "bench loader base.gin --steps 0", "--steps must be >= 1, got 0"),
+    "bench: no loop": (None, "bench loop base.gin --steps -1", "--steps must be >= 2, got -1"),
+    "bench: no block": (None, "bench kernels --tune --most 0", "--most must be >= 1, got 0"),
+    "bench: another's option": (None, "bench step base.gin --json x.json", "--json is of bench kernels and diagnose, not of step"),
+    "bench: no such config, behind an option": (None, "bench step --steps 2 no.gin", "cannot read config no.gin"),
+    "bench: no use of a config": (None, FEW + " base.gin", "bench policies takes no config, got base.gin"),
+    "bench: no folder": (None, FEW + " --html no/x.html", "there is no folder no"),
+    "bench: no bank": (None, "bench policies --bank no.csv", "no.csv: cannot be read (No such file or directory)"),
+    "bench: no bank of comparisons": (None, "bench calibration --bank no.csv", "no.csv: cannot be read"),
+    "inspect: no row": (None, "data inspect base.gin --rows 0", "--rows must be >= 1, got 0"),
+    "inspect: no batch": (None, "data inspect base.gin --step -1", "--step must be >= 0, got -1"),
+    "profile": (None, set_("TrainConfig.profile_steps = (3, 5)"), "must be within TrainConfig.num_steps=4, got (3, 5)"),
+    "ablate: other validation text": (
+        None, "ablate base.gin --vary DataConfig.valid_frac=[0.1]", "arm 'valid_frac=0.1' has another DataConfig.valid_frac",
+    ),
+    "ablate: other corpus": (
+        None, "ablate base.gin --idea \"mine: CorpusConfig.source='base.gin'\"", "arm 'mine' has another DataConfig.corpora",
+    ),
+    "ablate: a seed": (
+        None, "ablate base.gin --vary TrainConfig.seed=[1]", "arms 'baseline' and 'seed=1' are the same config",
+    ),
+    "ablate: options of no worker": (
+        None, "ablate base.gin --vary ModelConfig.ffn_dim=[8] --worker-option num_gpus=1", "--worker-option is for --on ray",
+    ),
+    "init: promote": (
+        None, "research init base.gin --max-flops 1e12 --promote ModelConfig.num_layrs=4", "did you mean 'num_layers'?",
+    ),
+    "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
+    "halt: no project": (None, "research halt", "research is no project yet"),
+    "loop: widths": (None, "research loop base.gin --widths 1,2", "4 or more rising widths"),
+    "loop: seeds": (None, "research loop base.gin --trial-seeds 1", "2 or more seeds, got 1 and 3"),
+    "loop: hours": (None, "research loop base.gin --hours 0", "--hours must be above 0, got 0"),
+    "loop: workers": (None, "research loop base.gin --workers 0", "--workers must be >= 1, got 0"),
+    "propose: none": (None, "research propose --count 0", "--count must be >= 1, got 0"),
+    "loop: effect": (None, "research loop base.gin --smallest-effect nan", "--smallest-effect must be >= 0, got nan"),
+}  # fmt: skip
+
+TABLES = {"config": CONFIGS, "data": DATA, "run": RUNS, "use": USES, "flag": FLAGS, "tool": TOOLS}
 
 
 @pytest.mark.usefixtures("workshop")
@@ -285,6 +338,7 @@ def test_is_one_clear_line_and_nothing_is_written_or_lost(
         setup()
     assert expected in refused(shlex.split(command), capfd)
     assert not Path("runs/new").exists()
+    assert not Path("research").exists()
 
 
 def test_bad_text_leaves_no_trace_of_a_cache_that_was_not_there(

@@ -82,10 +82,18 @@ class Desk:
         """Raises RunError where no project was begun."""
         found, _ = gates.fold(self.records(), read_key())
         if found.project is None:
-            raise RunError(
-                f"{self.project} is no project yet; `jaxlm research init CONFIG` begins one"
-            )
+            raise self._no_project()
         return found
+
+    def _no_project(self) -> RunError:
+        if self.ledger.of_kind("project"):
+            return RunError(
+                f"the project in {self.project} was signed with another key than yours; "
+                "JAXLM_APPROVAL_KEY names a key's file"
+            )
+        return RunError(
+            f"{self.project} is no project yet; `jaxlm research init CONFIG` begins one"
+        )
 
     def records(self) -> list[Record]:
         return list(self.ledger)
@@ -235,6 +243,8 @@ class Desk:
         Args:
             why: the reason, for the record
         """
+        if not self.ledger.of_kind("project"):  # else a mistyped folder would say that it stopped
+            raise self._no_project()
         self.ledger.append("halt", {"by": self.seat, "why": plain(why)})
         return Said("halted; `jaxlm research resume` goes on")
 

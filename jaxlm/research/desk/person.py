@@ -43,6 +43,9 @@ def at_terminal(text: str, wanted: str) -> bool:
 def begin(desk: Desk, project: Project) -> None:
     """Fixes the config and the limits; given again, changes the limits."""
     base = desk.load(project.config, project.overrides)
+    desk.load(
+        project.config, [*project.overrides, *project.promote]
+    )  # or it shows after the screen
     for name in ("max_flops", "max_usd", "max_hours"):
         if not getattr(project, name) >= 0:
             raise ConfigError(f"{name} must be >= 0, got {getattr(project, name)}")

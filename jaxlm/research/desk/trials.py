@@ -32,6 +32,16 @@ def pilot(desk: "Desk") -> Draft:
     )  # fmt: skip
 
 
+def check_trial(widths: Sequence[float], seeds: int, ladder_seeds: int) -> None:
+    """Raises ConfigError for widths or seeds that carry no forecast."""
+    if len(widths) < 4 or list(widths) != sorted(set(widths)) or not widths[0] > 0:
+        raise ConfigError(
+            f"a trial takes 4 or more rising widths, 3 to forecast the last one from, got {widths}"
+        )
+    if min(seeds, ladder_seeds) < 2:
+        raise ConfigError(f"a trial takes 2 or more seeds, got {seeds} and {ladder_seeds}")
+
+
 def trial(desk: "Desk", widths: Sequence[float], seeds: int, ladder_seeds: int) -> Draft:
     """All that was adopted against the config that the project began with, at several widths.
 
@@ -43,12 +53,7 @@ def trial(desk: "Desk", widths: Sequence[float], seeds: int, ladder_seeds: int) 
         raise RunError(
             "nothing was adopted of the config's fields, so there is nothing to try at a larger size"
         )
-    if len(widths) < 4 or list(widths) != sorted(set(widths)) or not widths[0] > 0:
-        raise ConfigError(
-            f"a trial takes 4 or more rising widths, 3 to forecast the last one from, got {widths}"
-        )
-    if min(seeds, ladder_seeds) < 2:
-        raise ConfigError(f"a trial takes 2 or more seeds, got {seeds} and {ladder_seeds}")
+    check_trial(widths, seeds, ladder_seeds)
     arms, total = [], 0.0
     for factor in widths:
         count = seeds if factor == widths[-1] else ladder_seeds

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlm.bench import loop
 from jaxlm.bench.start import bench_start
+from jaxlm.cli.bench import commit_line
 from jaxlm.cli.gin_edge import load
 from tests.e2e.runs import write_config
 
@@ -24,6 +25,12 @@ def test_the_loop_is_timed_without_its_validation_and_compiles_nothing_late(tmp_
     shares = re.findall(r"([\d.]+)%", found["loop / bare"])
     assert len(shares) == 2 and all(float(share) > 0 for share in shares)
     assert judged == [1]  # of its validation one batch, at the end
+
+
+def test_a_figure_of_code_that_is_in_no_commit_says_so() -> None:
+    assert commit_line({"commit": "abc", "dirty_sha256": None}) == "abc"
+    assert commit_line({"commit": "abc", "dirty_sha256": "f00"}) == "abc, with changes"
+    assert commit_line({"commit": None, "dirty_sha256": None}) == "not a git checkout"
 
 
 @pytest.mark.slow

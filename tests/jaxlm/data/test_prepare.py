@@ -52,6 +52,15 @@ def by_digest(texts: Iterable[str]) -> list[str]:
     return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
+def test_every_stage_is_said_to_end_once_and_last(make_config: MakeConfig) -> None:
+    said: list[tuple[str, float]] = []
+    prepare(make_config(), progress=lambda stage, share: said.append((stage, share)))
+    for stage in ("train tokenizer", "tokenise a", "pack a", "tokenise b", "pack b"):
+        shares = [share for name, share in said if name == stage]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1 and shares.count(1) == 1
+
+
 @pytest.mark.parametrize("window", [7, 10**6])
 def test_rows_predict_every_token_of_the_splits_documents_once_and_no_other(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, window: int

@@ -10,7 +10,7 @@ import pytest
 from jaxlm.bench.attacks import states
 from jaxlm.core.errors import RunError
 from jaxlm.research.desk import gates, person
-from jaxlm.research.desk.signing import append_signed, own_key, read_key
+from jaxlm.research.desk.signing import KEY_VARIABLE, append_signed, own_key, read_key
 from jaxlm.research.ledger import Ledger
 from tests.jaxlm.research.desk.workshop import begun, drafted, yes
 
@@ -40,6 +40,16 @@ def test_a_copied_signature_is_worth_nothing(tmp_path: Path) -> None:
     desk.halt("stop again")
     desk.ledger.append("resume", old)
     assert desk.standing().is_halted
+
+
+def test_a_project_of_another_key_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = begun(tmp_path)
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "another.key"))
+    with pytest.raises(RunError, match="was signed with another key than yours"):
+        desk.standing()
+    desk.halt("whoever sees it may stop it")
 
 
 def test_limits_bind(tmp_path: Path) -> None:
