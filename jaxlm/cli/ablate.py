@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxlm.research.runner import Means
 
 DEFAULT_POLICY = "adaptive"
+MOST_SEEDS = 10_000  # more is a slip of the hand, and takes minutes to write down
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +196,8 @@ def _seeds(args: argparse.Namespace) -> Any:
     if not args.seeds.isdecimal() or int(args.seeds) < 1:
         raise ConfigError(f"--seeds must be a number >= 2 or auto, got {args.seeds!r}")
     count = int(args.seeds)
+    if count > MOST_SEEDS:
+        raise ConfigError(f"--seeds must be at most {MOST_SEEDS}, got {count}")
     if count == 1:
         raise ConfigError(
             "--seeds 1 can conclude nothing: one seed tells neither the noise nor the sign of an "

@@ -91,9 +91,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             module.add_arguments(command)
             command.set_defaults(execute=module.run)
     args, unknown = parser.parse_known_args(argv)
-    if (
-        getattr(args, "config", None) == []
-    ):  # argparse passes over a list that stands behind options
+    # argparse passes over a list that stands behind options
+    if getattr(args, "config", None) == []:
         args.config = [word for word in unknown if not word.startswith("-")]
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:

@@ -235,6 +235,10 @@ BAD_INPUT = {
     ),
     "no seed": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "0"], "a number >= 2 or auto"),
     "one seed": (["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "1"], "can conclude nothing"),
+    "many seeds": (
+        ["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "9999999"],
+        "--seeds must be at most 10000, got 9999999",
+    ),
     "auto seeds for nothing": (
         ["--vary", "OptimConfig.peak_lr=[2e-2]", "--seeds", "auto"],
         "needs --smallest-effect X",
