@@ -19,7 +19,7 @@ from jaxlm.cli.common import (
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.typed import nearest
 
-GATE_RUNS = (16, 32, 64)  # at the larger scale
+GATE_RUNS = (32, 64, 128)  # at the larger scale
 WHAT = {
     "step": "the bare jitted step: tokens/s, share of the machine's matrix limit, where time goes",
     "loop": "the real loop as a share of the bare step, and recompilations",
