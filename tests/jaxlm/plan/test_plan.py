@@ -74,6 +74,9 @@ def test_what_does_not_fit_is_told_by_how_much_and_what_would() -> None:
     missing = (plan.memory.total - plan.capacity) / 2**30
     assert f"DOES NOT FIT, {missing:,.2f} GiB too much" in text
     assert changes(plan)
+    close = plan_of("llama31_8b", "v6e:16x16")  # which the compiler makes fit
+    words = " ".join(screen(close, changes(close), None).split())
+    assert "MAY NOT FIT, 2.23 GiB too much by arithmetic, which is rough" in words
     tight = plan_of("dense_1b_fsdp", "v6e:2x2", "DataConfig.batch_size=512")
     found = changes(tight)
     assert not tight.fits
