@@ -18,7 +18,8 @@ from jaxlm.core.canonical import content_id
 
 PACKAGE = Path(__file__).parents[1]
 KERNELS = PACKAGE.parent / "pallas_kernels"
-NOT_TRAINING = ("cli", "dash", "bench", "research", "plan")  # folders whose code decides nothing that is computed
+# Folders whose code decides nothing that is computed.
+NOT_TRAINING = ("cli", "dash", "bench", "research", "plan")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
