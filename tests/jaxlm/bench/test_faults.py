@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.bench.diagnose import Judged, judge, score
-from jaxlm.bench.faults import batches
+from jaxlm.bench.faults import batches, world
 from jaxlm.bench.faults.kinds import FAULTS, HEALTHY, plant_of
 from jaxlm.bench.faults.plant import Plant, Scene
 from jaxlm.bench.faults.step import build_faulty_trainer, neutral, scalars_of
@@ -65,7 +65,8 @@ def test_knobs_do_what_they_are_called(config):
     assert found["faulty"]["update/ratio_rms@layer_0"] == 0
 
 
-def test_a_planted_run_is_trained_kept_and_named(tmp_path):
+def test_a_planted_run_is_trained_kept_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(world, "NUM_STEPS", 40)
     case = Case("lr_too_high", 2, 0)
     train_missing(tmp_path, [case], lambda *_: None)
     (trained,) = read_trained(tmp_path, [case])
