@@ -84,7 +84,8 @@ class SimulatedWorld:
         self._index = {idea: i for i, idea in enumerate(self.ideas)}
         prior = spec.prior
         sign = rng.choice([-1, 0, 1], count, p=[prior.p_good, prior.p_null, prior.p_bad])
-        small = sign * rng.exponential(prior.mean_effect, count)
+        size = np.where(sign < 0, prior.mean_effect, prior.harm)
+        small = sign * size * rng.exponential(size=count)
         turn = np.where(rng.random(count) < spec.flips, -1.0, 1.0)
         self.effects = np.stack([small, small * turn * spec.transfer])  # (scale, idea)
         self._early = spec.early_sd * rng.standard_normal(count)

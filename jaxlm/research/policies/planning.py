@@ -57,7 +57,8 @@ def expected_gain(now: Situation, fraction: float, share: float) -> float:
     signs = rng.choice(
         [-1, 0, 1], NUM_DRAWN, p=[now.prior.p_good, now.prior.p_null, now.prior.p_bad]
     )
-    effect = signs * rng.exponential(now.prior.mean_effect, NUM_DRAWN)
+    size = np.where(signs < 0, now.prior.mean_effect, now.prior.harm)
+    effect = signs * size * rng.exponential(size=NUM_DRAWN)
     is_early = fraction < 1
     noise = (now.sigma_early if is_early else now.sigma) * 2 / np.sqrt(now.block)
     se = float(np.hypot(noise, now.tau if is_early else 0.0))

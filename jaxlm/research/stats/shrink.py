@@ -2,7 +2,7 @@
 """Effects shrunken towards what ideas usually do, and the probability that one is good.
 
 The estimate that was selected is too good on average (winner's curse).  Under the prior
-    e ~ p_null . 0 + p_good . -Exp(mean_effect) + p_bad . +Exp(mean_effect),   x | e ~ N(e, se^2),
+    e ~ p_null . 0 + p_good . -Exp(mean_effect) + p_bad . +Exp(mean_harm),   x | e ~ N(e, se^2),
 the posterior is a mixture of a point and two truncated normals, so its weights and means have closed
 forms.  An expectation over it is not inflated by selection, if the prior is about right: hence
 `fit_prior`, empirical Bayes by EM with the ideas themselves (Efron, Large-Scale Inference, 2010).
@@ -29,7 +29,8 @@ class Prior:
     p_good: float = 0.15
     p_null: float = 0.35
     p_bad: float = 0.50
-    mean_effect: float = 1.5e-3  # of those that do something
+    mean_effect: float = 1.5e-3  # of the good ones
+    mean_harm: float | None = None  # of the bad ones; None: the same
 
     def __post_init__(self) -> None:
         shares = (self.p_good, self.p_null, self.p_bad)
@@ -37,6 +38,13 @@ class Prior:
             raise ValueError(f"prior's shares must be >= 0 and sum to 1, got {shares}")
         if not self.mean_effect > 0:
             raise ValueError(f"prior's mean_effect must be > 0, got {self.mean_effect!r}")
+        if not self.harm > 0:
+            raise ValueError(f"prior's mean_harm must be > 0, got {self.mean_harm!r}")
+
+    @property
+    def harm(self) -> float:
+        """Mean size of the bad ideas' effects."""
+        return self.mean_effect if self.mean_harm is None else self.mean_harm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,7 @@ def posterior(estimate: ArrayLike, se: ArrayLike, prior: Prior) -> Posterior:
         raise ValueError("estimates must be finite and standard errors positive")
     log_null = -0.5 * (x / s) ** 2 - np.log(s) - 0.5 * np.log(2 * np.pi)
     log_good, size_good = _slab(-x, s, prior.mean_effect)
-    log_bad, size_bad = _slab(x, s, prior.mean_effect)
+    log_bad, size_bad = _slab(x, s, prior.harm)
     with np.errstate(divide="ignore"):
         shares = np.log([prior.p_good, prior.p_null, prior.p_bad])
     logs = np.stack([log_good, log_null, log_bad]) + shares.reshape(3, *[1] * x.ndim)
@@ -83,27 +91,31 @@ def fit_prior(
     """The prior that the ideas' own estimates suggest; `anchor` counts like `weight` ideas.
 
     The shares of good and bad ideas are much the same from one model to the next, the size of effects
-    is not: there the anchor counts only for `SCALE_WEIGHT`.
+    is not: there the anchor counts only for `SCALE_WEIGHT`.  Good and bad ideas have sizes of their own:
+    a tuned model has little to gain, and as much to lose as any.
 
     EM: shares and sizes from the posterior under the last prior, from `start` on (the anchor).
     """
     x, s = np.atleast_1d(np.asarray(estimate, float)), np.asarray(se, float)
     shares = np.array([anchor.p_good, anchor.p_null, anchor.p_bad])
-    active = SCALE_WEIGHT * (1 - anchor.p_null)
+    sizes = np.array([anchor.mean_effect, anchor.harm])
+    active = SCALE_WEIGHT * shares[[0, 2]]
     prior = start or anchor
     for _ in range(steps):
-        good, null, size = _expected(x, s, prior)
+        good, null, gain, harm = _expected(x, s, prior)
         counts = weight * shares + [good.sum(), null.sum(), (1 - good - null).sum()]
         p_good, p_null, _ = counts / counts.sum()
-        mean = (active * anchor.mean_effect + size.sum()) / (active + (1 - null).sum())
-        prior = Prior(float(p_good), float(p_null), float(1 - p_good - p_null), float(mean))
+        seen, total = [good.sum(), (1 - good - null).sum()], [gain.sum(), harm.sum()]
+        mean, mean_harm = (active * sizes + total) / (active + seen)
+        bad = float(1 - p_good - p_null)
+        prior = Prior(float(p_good), float(p_null), bad, float(mean), float(mean_harm))
     return prior
 
 
-def _expected(x: Floats, s: Floats, prior: Prior) -> tuple[Floats, Floats, Floats]:
-    """(P(good), P(null), E|e|) of each idea."""
+def _expected(x: Floats, s: Floats, prior: Prior) -> tuple[Floats, Floats, Floats, Floats]:
+    """(P(good), P(null), mean of max(0, -e), mean of max(0, e)) of each idea."""
     post = posterior(x, s, prior)
-    return post.p_good, post.p_null, post.mean + 2 * post.upside
+    return post.p_good, post.p_null, post.upside, post.mean + post.upside
 
 
 def keep_set(

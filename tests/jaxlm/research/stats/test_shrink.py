@@ -63,6 +63,19 @@ def test_the_prior_is_found_again_from_the_ideas() -> None:
     fitted = fit_prior(x, 0.5, Prior(0.3, 0.3, 0.4, 0.5), steps=300)
     assert fitted.p_good == pytest.approx(PRIOR.p_good, abs=0.05)
     assert fitted.mean_effect == pytest.approx(PRIOR.mean_effect, rel=0.15)
+    assert fitted.harm == pytest.approx(PRIOR.harm, rel=0.15)
+
+
+def test_small_gains_are_seen_beside_large_harms() -> None:
+    """As on a tuned model: with one size for both, 0.3 here, small gains would pass for nothing."""
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([-rng.exponential(0.02, 30), rng.exponential(0.3, 30)])
+    x = truth + 0.01 * rng.standard_normal(60)
+    fitted = fit_prior(x, 0.01, Prior(mean_effect=0.2))
+    assert fitted.mean_effect < 0.05 and fitted.harm > 0.15
+    assert posterior(-0.02, 0.01, fitted).p_good > 0.7
+    alike = Prior(0.3, 0.35, 0.35, 0.2)
+    assert posterior(-0.02, 0.01, alike).p_good < 0.5
 
 
 def test_few_ideas_leave_the_shares_near_the_anchor() -> None:
