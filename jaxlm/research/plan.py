@@ -154,21 +154,20 @@ def check_distinct(settings: Sequence[Setting]) -> None:
 
 def check_same_text(settings: Sequence[Setting]) -> None:
     """Raises ConfigError for an arm that would be judged on other validation text than the first."""
-    for field in ("valid_frac", "corpora"):
-        first = _text(settings[0], field)
-        for setting in settings[1:]:
-            if _text(setting, field) != first:
+    for setting in settings:
+        for field, text in _text(setting).items():
+            if text != _text(settings[0])[field]:
                 raise ConfigError(
                     f"arm {setting.name!r} has another DataConfig.{field}, so another validation text: "
                     "its loss says nothing beside the others'; vary a field that keeps the text"
                 )
 
 
-def _text(setting: Setting, field: str) -> object:
+def _text(setting: Setting) -> dict[str, object]:
+    """The fields of DataConfig that choose it."""
     data = setting.config.data
-    if field == "valid_frac":
-        return data.valid_frac
-    return [(corpus.name, corpus.source, corpus.text_field) for corpus in data.corpora]
+    corpora = [(corpus.name, corpus.source, corpus.text_field) for corpus in data.corpora]
+    return {"valid_frac": data.valid_frac, "corpora": corpora}
 
 
 def dump(plan: Plan) -> str:
