@@ -8,6 +8,10 @@ CONSTRAINTS := constraints/py$(if $(filter 3.11,$(VERSION)),311,313).txt
 CORE := $(VENV)/.core-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
 
+# A machine may be set to keep no bytecode (images of containers often are); then every process would
+# compile what it imports anew, some two seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Another interpreter: make test PYTHON=python3.13.  More arguments: make test ARGS='-k loss'."
