@@ -159,6 +159,7 @@ def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Questi
     from jaxlm.research.campaign import Question
     from jaxlm.research.plan import check_distinct, check_metric, check_same_text
     from jaxlm.research.policies.catalogue import COMBINE, policy
+    from jaxlm.research.search import budget_of
 
     if not args.vary and not args.idea:
         raise ConfigError("nothing to try; give --vary FIELD=[A,B] or --idea 'NAME: FIELD=VALUE'")
@@ -166,6 +167,7 @@ def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Questi
     arms = (ideas_of if args.policy else arms_of)(args.vary, args.idea)
     if args.policy:
         policy(args.policy)
+        budget_of(rules)
         if args.policy in COMBINE:
             check_combine(arms)
     found = settings(base, arms)

@@ -162,14 +162,14 @@ def desk_of(
 def _init(args: argparse.Namespace, desk: "Desk") -> int:
     from jaxlm.research.desk import person
     from jaxlm.research.desk.records import Project
-    from jaxlm.research.patch.diff import PATHS
+    from jaxlm.research.patch.diff import PATHS, checked_paths
 
     person.begin(
         desk,
         Project(
             config=tuple(args.config), overrides=tuple(args.overrides), promote=tuple(args.promote),
             max_flops=args.max_flops, max_usd=args.max_usd, max_hours=args.max_hours,
-            paths=tuple(args.patch_path) or PATHS,
+            paths=checked_paths(args.patch_path or PATHS),
         ),
     )  # fmt: skip
     return _say(f"project begun in {args.project}; next: jaxlm research propose")

@@ -45,15 +45,15 @@ def run(args: argparse.Namespace) -> int:
 
     stream = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")
     display = make_display(config.train.log_every, stream)
-    if args.dry_run:
-        display.table("run", describe(resolve(config, jax.device_count())))
-        display.table("memory, over all devices", describe_memory(config))
-        return 0
     load_step = None
     if args.executable:
         from jaxlm.plan.executable import open_step
 
         load_step = open_step(config, args.executable)
+    if args.dry_run:
+        display.table("run", describe(resolve(config, jax.device_count())))
+        display.table("memory, over all devices", describe_memory(config))
+        return 0
     gin_text = "".join(Path(p).read_text(encoding="utf-8") for p in args.config)
     gin_text += "".join(f"\n{text}" for text in args.overrides)
     summary = run_training(config, run_dir, gin_text, display, load_step=load_step)

@@ -23,7 +23,7 @@ from jaxlm.research.campaign import Question, Stage, conclude, run_pilot
 from jaxlm.research.departures import departures
 from jaxlm.research.jobs import JobRun
 from jaxlm.research.ledger import Record
-from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Seeds, Setting, job_run, plan
+from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Rules, Seeds, Setting, job_run, plan
 from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Purse, Trial, drive
 from jaxlm.research.policies.whole import whole
 from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, Search, body
@@ -60,20 +60,26 @@ def knowledge_of(search: Search) -> Knowledge:
     )
 
 
+def budget_of(rules: Rules) -> Budget:
+    """Raises ConfigError where there is none: a policy chooses what a budget is spent on."""
+    if rules.budget is None:
+        raise ConfigError("--policy needs a --budget, such as 40runs, 2e15flops, 1e8tokens or 600s")
+    return rules.budget
+
+
 def search_campaign(question: Question, name: str, configs: Configs, means: Means) -> Stage:
     """Pilot, then policy `name` among the question's arms, for what is left of the budget.
 
     Raises ConfigError for a budget that does not reach, or a length of training that is not fit.
     """
     rules, base = question.rules, question.settings[0]
-    if rules.budget is None:
-        raise ConfigError("--policy needs a --budget, such as 40runs, 2e15flops, 1e8tokens or 600s")
+    budget = budget_of(rules)
     one = run_flops(base.config)
     costs = (1.0, *(run_flops(s.config) / one for s in question.larger[:1]))
     needed = PILOT + LEAST * max(costs)
-    _affordable(rules.budget, base, None, needed)
+    _affordable(budget, base, None, needed)
     pilot = run_pilot(base, rules, means)
-    runs = _affordable(rules.budget, base, pilot.flops_per_s, needed) - PILOT
+    runs = _affordable(budget, base, pilot.flops_per_s, needed) - PILOT
     told = what_is_known(pilot.sigma(), pilot.finding.df, rules.smallest_effect, costs)
     search = Search(policy=name, seed=base.config.train.seed, budget=round(runs, 2), knowledge=told)
     seeds = Seeds(count=0)

@@ -309,6 +309,13 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "init: promote": (
         None, "research init base.gin --max-flops 1e12 --promote ModelConfig.num_layrs=4", "did you mean 'num_layers'?",
     ),
+    "init: patch path": (
+        None, "research init base.gin --max-flops 1e15 --patch-path ../x.py", "--patch-path '../x.py' is no part of the code",
+    ),
+    "train: executable": (None, TRAIN + " --dry-run --executable no.bin", "--executable no.bin cannot be read"),
+    "ablate: no budget": (
+        None, "ablate base.gin --vary OptimConfig.b1=[0.8] --policy --dry-run", "--policy needs a --budget",
+    ),
     "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
     "halt: no project": (None, "research halt", "research is no project yet"),
     "loop: widths": (None, "research loop base.gin --widths 1,2", "4 or more rising widths"),

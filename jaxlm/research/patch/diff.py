@@ -39,6 +39,23 @@ _FORBIDDEN = {
 }
 
 
+def checked_paths(paths: Sequence[str]) -> tuple[str, ...]:
+    """What a person lets patches touch, and the folder of their tests with it.
+
+    Raises ConfigError for what is no Python file and no folder (with a / at its end) of the code.
+    """
+    for path in paths:
+        there = PACKAGE.parent / path
+        is_code = Path(path).parts[:1] in ((PACKAGE.name,), (KERNELS.name,))
+        is_kind = there.is_dir() if path.endswith("/") else path.endswith(".py") and there.is_file()
+        if path != TESTS and not (is_code and is_kind and ".." not in Path(path).parts):
+            raise ConfigError(
+                f"--patch-path {path!r} is no part of the code; name a Python file or a folder with / at "
+                f"its end, such as {', '.join(PATHS[:-1])}"
+            )
+    return tuple(dict.fromkeys((*paths, TESTS)))
+
+
 def patch_id(diff: str) -> str:
     """sha256 of the text: what a person consents to."""
     return content_id(diff)
