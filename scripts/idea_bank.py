@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the idea bank: every idea below, over many seeds at two scales, into one table.
+"""Trains the idea bank: every idea of ideas.toml, over many seeds at two scales, into one table.
 
     python scripts/idea_bank.py TABLE.csv [--config FILE.gin] [--seeds 16] [--scale 0] [--only IDEA]
     python scripts/idea_bank.py TABLE.csv --check 0.05 [--adopt]
@@ -22,6 +22,7 @@ import platform
 import random
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -45,140 +46,17 @@ from jaxlm.train.run_dir import read_json
 Key = tuple[str, int, int]  # idea, scale, seed
 Facts = dict[str, Any]
 CONFIG = str(Path(__file__).parents[1] / "configs" / "nano.gin")
-SCALES: tuple[tuple[str, ...], ...] = (
-    (),
-    (
-        "ModelConfig.embed_dim = 64",
-        "ModelConfig.ffn_dim = 256",
-        "TrainConfig.num_steps = 360",
-        "TrainConfig.eval_every = 36",
-    ),
-)
-
-
-def _of_group(pattern: str, scale: str) -> tuple[str, ...]:
-    """The change of one scale of the parameters whose path matches."""
-    return (
-        "OptimConfig.groups = [@some/GroupConfig()]",
-        f'some/GroupConfig.pattern = "{pattern}"',
-        f"some/GroupConfig.{scale}",
-    )
-
-
-IDEAS: dict[str, tuple[str, ...]] = {
-    "lr x1.5": ("OptimConfig.peak_lr = 1.2e-2",),
-    "lr x2.5": ("OptimConfig.peak_lr = 2e-2",),
-    "lr x0.6": ("OptimConfig.peak_lr = 4.8e-3",),
-    "no weight decay": ("OptimConfig.weight_decay = 0.0",),
-    "weight decay 1": ("OptimConfig.weight_decay = 1.0",),
-    "no warmup": ("OptimConfig.warmup_steps = 0",),
-    "warmup 80": ("OptimConfig.warmup_steps = 80",),
-    "decay to a tenth": ("OptimConfig.final_lr_frac = 0.1",),
-    "b1 0.8": ("OptimConfig.b1 = 0.8",),
-    "b1 0.95": ("OptimConfig.b1 = 0.95",),
-    "b2 0.99": ("OptimConfig.b2 = 0.99",),
-    "eps 1e-5": ("OptimConfig.eps = 1e-5",),
-    "no clipping": ("OptimConfig.clip_norm = None",),
-    "clip 0.3": ("OptimConfig.clip_norm = 0.3",),
-    "z-loss": ("OptimConfig.z_loss = 1e-3",),
-    "cosine": ('OptimConfig.schedule = "cosine"',),
-    "wsd": ('OptimConfig.schedule = "wsd"',),
-    "lion": ('OptimConfig.name = "lion"', "OptimConfig.peak_lr = 1.5e-3"),
-    "qk-norm": ("ModelConfig.qk_norm = True",),
-    "relu2": ('ModelConfig.activation = "relu2"',),
-    "swiglu": ('ModelConfig.activation = "swiglu"', "ModelConfig.ffn_dim = 84"),
-    "tied embeddings": ("ModelConfig.tied_embeddings = True",),
-    "one kv head": ("ModelConfig.num_kv_heads = 1",),
-    "half the batch, twice the updates": (
-        "DataConfig.batch_size = 4",
-        "TrainConfig.num_steps = 480",
-        "TrainConfig.eval_every = 48",
-        "TrainConfig.eval_batches = 64",
-    ),
-    "muon": ('OptimConfig.name = "muon"', "OptimConfig.muon_lr = 0.02"),
-    # a second lot, written down before any of it was trained
-    "lr x0.8": ("OptimConfig.peak_lr = 6.4e-3",),
-    "b1 0.85": ("OptimConfig.b1 = 0.85",),
-    "b2 0.9": ("OptimConfig.b2 = 0.9",),
-    "b2 0.98": ("OptimConfig.b2 = 0.98",),
-    "eps 1e-6": ("OptimConfig.eps = 1e-6",),
-    "clip 0.5": ("OptimConfig.clip_norm = 0.5",),
-    "clip 2": ("OptimConfig.clip_norm = 2.0",),
-    "weight decay 0.03": ("OptimConfig.weight_decay = 0.03",),
-    "weight decay 0.3": ("OptimConfig.weight_decay = 0.3",),
-    "z-loss 1e-4": ("OptimConfig.z_loss = 1e-4",),
-    "z-loss 1e-2": ("OptimConfig.z_loss = 1e-2",),
-    "warmup 10": ("OptimConfig.warmup_steps = 10",),
-    "warmup 40": ("OptimConfig.warmup_steps = 40",),
-    "decay to a fiftieth": ("OptimConfig.final_lr_frac = 0.02",),
-    "wsd, decay over half": ('OptimConfig.schedule = "wsd"', "OptimConfig.decay_frac = 0.5"),
-    "wsd, decay over a tenth": ('OptimConfig.schedule = "wsd"', "OptimConfig.decay_frac = 0.1"),
-    "linear": ('OptimConfig.schedule = "linear"',),
-    "constant": ('OptimConfig.schedule = "constant"',),
-    "schedule-free": ('OptimConfig.name = "schedule_free"', 'OptimConfig.schedule = "constant"'),
-    "adafactor": ('OptimConfig.name = "adafactor"',),
-    "muon, lr 0.01": ('OptimConfig.name = "muon"', "OptimConfig.muon_lr = 0.01"),
-    "muon, momentum 0.9": ('OptimConfig.name = "muon"', "OptimConfig.muon_momentum = 0.9"),
-    "embedding lr x3": _of_group("embed/.*", "lr_scale = 3.0"),
-    "embedding lr / 3": _of_group("embed/.*", "lr_scale = 0.33"),
-    "output lr x3": _of_group("output/.*", "lr_scale = 3.0"),
-    "output lr / 3": _of_group("output/.*", "lr_scale = 0.33"),
-    "attention lr x2": _of_group("layers/.*/attention/.*", "lr_scale = 2.0"),
-    "no decay of the embedding": _of_group("embed/.*", "weight_decay_scale = 0.0"),
-    "geglu": ('ModelConfig.activation = "geglu"', "ModelConfig.ffn_dim = 84"),
-    "rope theta 1e3": ("ModelConfig.rope_theta = 1e3",),
-    "rope theta 5e5": ("ModelConfig.rope_theta = 5e5",),
-    "norm eps 1e-5": ("ModelConfig.norm_eps = 1e-5",),
-    "attention cap 20": ("ModelConfig.attention_softcap = 20.0",),
-    "attention cap 50": ("ModelConfig.attention_softcap = 50.0",),
-    "logit cap 15": ("ModelConfig.logit_softcap = 15.0",),
-    "logit cap 30": ("ModelConfig.logit_softcap = 30.0",),
-    "attention sinks": ("ModelConfig.attention_sinks = True",),
-    "window of 8": ('ModelConfig.layer_pattern = ("local",)', "ModelConfig.window = 8"),
-    "window of 8 below": (
-        'ModelConfig.layer_pattern = ("local", "full")',
-        "ModelConfig.window = 8",
-    ),
-    "four heads": ("ModelConfig.num_heads = 4",),
-    "one head": ("ModelConfig.num_heads = 1",),
-    "three layers, thin MLPs": ("ModelConfig.num_layers = 3", "ModelConfig.ffn_dim = 64"),
-    "one layer, wide MLP": ("ModelConfig.num_layers = 1", "ModelConfig.ffn_dim = 320"),
-    "thin heads, wide MLPs": ("ModelConfig.head_dim = 8", "ModelConfig.ffn_dim = 160"),
-    "twice the batch, half the updates": (
-        "DataConfig.batch_size = 16",
-        "TrainConfig.num_steps = 120",
-        "TrainConfig.eval_every = 12",
-        "TrainConfig.eval_batches = 16",
-    ),
-}
-# at the larger scale widths and lengths follow it
-AT_SCALE: dict[tuple[str, int], tuple[str, ...]] = {
-    ("swiglu", 1): ('ModelConfig.activation = "swiglu"', "ModelConfig.ffn_dim = 168"),
-    ("geglu", 1): ('ModelConfig.activation = "geglu"', "ModelConfig.ffn_dim = 168"),
-    ("three layers, thin MLPs", 1): ("ModelConfig.num_layers = 3", "ModelConfig.ffn_dim = 128"),
-    ("one layer, wide MLP", 1): ("ModelConfig.num_layers = 1", "ModelConfig.ffn_dim = 640"),
-    ("thin heads, wide MLPs", 1): ("ModelConfig.head_dim = 16", "ModelConfig.ffn_dim = 320"),
-    ("twice the batch, half the updates", 1): (
-        "DataConfig.batch_size = 16",
-        "TrainConfig.num_steps = 180",
-        "TrainConfig.eval_every = 18",
-        "TrainConfig.eval_batches = 16",
-    ),
-    ("half the batch, twice the updates", 1): (
-        "DataConfig.batch_size = 4",
-        "TrainConfig.num_steps = 720",
-        "TrainConfig.eval_every = 72",
-        "TrainConfig.eval_batches = 64",
-    ),
-}
+LIST = tomllib.loads(Path(__file__).with_name("ideas.toml").read_text(encoding="utf-8"))
+SCALES: list[list[str]] = LIST["scales"]  # each: what it changes for the baseline and every idea
+IDEAS: dict[str, dict[str, list[str]]] = LIST["ideas"]
 
 
 def settings(scale: int, overrides: Sequence[str] = (), config: str = CONFIG) -> list[Setting]:
     """The baseline and every idea that changes it."""
     base = [*SCALES[scale], *overrides]
     found = [Setting(BASELINE, {}, load([config], base))]
-    for name, texts in IDEAS.items():
-        changes = AT_SCALE.get((name, scale), texts)
+    for name, idea in IDEAS.items():
+        changes = idea["at_larger"] if scale and "at_larger" in idea else idea["changes"]
         pairs = (text.split(" = ", 1) for text in changes)
         found.append(Setting(name, dict(pairs), load([config], [*base, *changes])))
     return [found[0], *(s for s in found if s.config != found[0].config)]
