@@ -52,7 +52,7 @@ class Fed:
     """What came of feeding batches to a guest.  `claims` and `losses` are its own words."""
 
     losses: list[float]
-    claims: dict[str, float]  # params; flops of one compiled update
+    claims: dict[str, float]  # params; flops of the products of one update
     update_s: float  # processor seconds of one update, seen from outside
     end_s: float  # and after the last
     params: bytes

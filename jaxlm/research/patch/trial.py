@@ -20,7 +20,7 @@ from jaxlm.research.patch.host import FAIR_TIME, LEAST_S, feed, reference
 from jaxlm.research.sandbox import sandbox
 from jaxlm.research.sandbox.sandbox import Limits
 
-FAIR = 1.05  # FLOPs of the compiled update, as a multiple of the clean code's
+FAIR = 1.05  # FLOPs of an update's matrix products, as a multiple of the clean code's
 TEST_LIMITS = Limits(wall_s=300, cpu_s=300)
 
 
@@ -31,9 +31,9 @@ class Trial:
     claimed_tests: str
     params: int  # of the config, by our accounting
     claimed_params: int
-    flops: float  # of the config: matrix products alone
-    clean_flops: float  # all that is compiled, of the clean code
-    claimed_flops: float  # and of the patched code
+    flops: float  # of an update's matrix products, by the config
+    clean_flops: float  # as the clean code is traced, so with what is computed and masked
+    claimed_flops: float  # and the patched code
     clean_cpu_s: float
     cpu_s: float
     walls: str
@@ -44,7 +44,7 @@ class Trial:
         told = [
             f"tests: {self.claimed_tests} (claimed by the patched code)",
             f"parameters: {self.params:,} by the config; {self.claimed_params:,} claimed",
-            f"FLOPs of an update: {self.flops:.4g} by the config's products; compiled "
+            f"FLOPs of an update's products: {self.flops:.4g} by the config; traced "
             f"{self.clean_flops:.4g} clean, {self.claimed_flops:.4g} patched "
             f"({_percent(self.claimed_flops, self.clean_flops)}, claimed)",
             f"processor time of an update: {self.clean_cpu_s:.4f} s clean, {self.cpu_s:.4f} s patched "
