@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a proposal to an adopted change, on runs whose truth is known."""
 
-import signal
+import concurrent.futures
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxlm.research.desk import person
 from jaxlm.research.desk.desk import Desk
 from jaxlm.research.desk.report import sections
 from jaxlm.research.desk.running import run_draft
+from jaxlm.research.launch import Workers
 from jaxlm.research.runner import Means
 from jaxlm.research.verify import verify
 from tests.jaxlm.research.desk.workshop import begun, yes
@@ -129,23 +131,50 @@ def test_a_baseline_that_allows_no_comparison_ends_the_draft_with_the_reason(
     assert verify(desk.ledger, desk.project) == []
 
 
+def waiting(verb: str, jobs: Any, workers: Workers, *rest: Any) -> None:
+    """Workers that train until they are asked to end."""
+    assert workers.stop.wait(30)
+    raise RunError("a worker stopped: it was asked to")
+
+
+def as_an_mcp_server(*args: Any) -> Any:
+    """On a thread, where no signal arrives."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(run_draft, *args).result()
+
+
+@pytest.mark.parametrize("run", [run_draft, as_an_mcp_server])
 def test_the_kill_switch_ends_what_goes_on(
-    desk: Desk, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
 ) -> None:
     draft = asked(desk)
     person.approve(desk, draft[:8], yes)
-
-    def slow(*args: Any) -> Any:
-        threading.Thread(target=lambda: desk.halt("stop")).start()
-        time.sleep(30)
-
-    monkeypatch.setattr(runner, "train_and_judge", slow)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    monkeypatch.setattr(runner, "run_jobs", waiting)
+    threading.Timer(0.5, desk.halt, ["stop"]).start()
     start = time.monotonic()
     with pytest.raises(RunError, match="halted by the kill switch"):
+        run(desk, draft, means(desk))
+    assert time.monotonic() - start < 20
+    assert desk.standing().states[draft] == "running"
+    with pytest.raises(RunError, match="halted by the kill switch"):  # and does not go on
+        run_draft(desk, draft, means(desk))
+
+
+def test_what_goes_on_ends_with_the_projects_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = begun(
+        tmp_path, overrides=("TrainConfig.num_steps = 60",), max_flops=1e13, max_hours=1e-3
+    )
+    draft = asked(desk)
+    person.approve(desk, draft[:8], yes)
+    monkeypatch.setattr(runner, "run_jobs", waiting)
+    start = time.monotonic()
+    with pytest.raises(RunError, match="hours are spent; .* --max-hours"):
         run_draft(desk, draft, means(desk))
     assert time.monotonic() - start < 20
     assert desk.standing().states[draft] == "running"
+    assert verify(desk.ledger, desk.project) == []
 
 
 def test_a_protocol_smuggled_in_for_a_draft_that_is_not_running_shows(
