@@ -66,6 +66,13 @@ def begun_id(desk: Desk) -> str:
     ].id
 
 
+def test_what_it_says_streams_as_it_is_but_steers_no_terminal(tmp_path: Path) -> None:
+    """In pieces that begin and end anywhere: blanks stay, control characters do not."""
+    words = "1. a  change of one field,\n\n   and \x1b]0;owned\x07 its\treason"
+    *_, said, _ = sit(begun(tmp_path), [text(words)])
+    assert said == "1. a  change of one field,\n\n   and �]0;owned� its    reason"
+
+
 def test_costs_are_those_of_the_usage_and_sum_up(tmp_path: Path) -> None:
     desk = begun(tmp_path)
     usage = {
@@ -85,7 +92,7 @@ FAILURES: dict[str, Reply] = {
     "529": error(529, "overloaded_error"),
     "cut before any text": text("lost words", cut_after=1),
     "cut in the text": text("lost words", cut_after=3),
-    "cut before the end": text("lost words", cut_after=5),
+    "cut before the end": text("lost words", cut_after=-1),
     "garbage": text("lost words", garbage="{not json"),
     "wrong shape": text("lost words", garbage='{"type": "message_start", "message": 7}'),
     "too long": text("x" * 9000),
