@@ -26,6 +26,7 @@ VERBS = {
     "approve": "let a draft run; asks at the terminal, and signs",
     "refuse": "end a draft, with the reason",
     "run": "train and judge approved drafts",
+    "review": "what came of a draft: verdicts with intervals, and what they rest on",
     "adopt": "make a confirmed arm part of the project's config; asks at the terminal, and signs",
     "envelope": "approve beforehand what varies only some fields, within limits; asks, and signs",
     "report": "a page and a text: what was asked, what came out, what it cost, what to do next",
@@ -75,6 +76,7 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
     made["run"].add_argument(
         "--workers", type=int, default=1, help="processes side by side (default 1)"
     )
+    made["review"].add_argument("draft", nargs="?", metavar="DRAFT", help="default: all reviewed")
     made["envelope"].add_argument(
         "--field", action="append", required=True, dest="fields", metavar="FIELD"
     )
@@ -120,8 +122,7 @@ def run(args: argparse.Namespace) -> int:
     desk = desk_of(args.project, who=person.user_name())
     act: dict[str, Callable[[argparse.Namespace, Desk], int]] = {
         "init": _init, "status": _status, "propose": _propose, "patch": _patch, "draft": _draft,
-        "run": _run,
-        "report": _report,
+        "run": _run, "review": _review, "report": _report,
     }  # fmt: skip
     if args.verb in act:
         return act[args.verb](args, desk)
@@ -277,8 +278,24 @@ def _run(args: argparse.Namespace, desk: "Desk") -> int:
             desk = desk_of(args.project, desk.seat, workers=args.workers, progress=display.progress)
             assert desk.means is not None
             stages = run_draft(desk, name, desk.means)
-        print("\n".join(table(stages)))
+        if stages:  # a pilot has none
+            print("\n".join(table(stages)))
         print("\n".join(_told(next(d for d in desk.status().drafts if d.id == name))))
+    return 0
+
+
+def _review(args: argparse.Namespace, desk: "Desk") -> int:
+    from jaxlm.research.ablation_table import table
+    from jaxlm.research.desk.reviews import stages_of
+
+    records, drafts = desk.records(), {draft.id: draft for draft in desk.status().drafts}
+    chosen = [desk.find_draft(args.draft)] if args.draft else list(drafts)
+    found = {name: [stage for _, stage in stages_of(name, records)] for name in chosen}
+    if not any(found.values()):
+        raise RunError("nothing was reviewed yet; `jaxlm research run` does it after the runs")
+    for name, stages in found.items():
+        if stages:
+            print("\n".join([*_told(drafts[name]), *table(stages), ""]))
     return 0
 
 

@@ -102,6 +102,44 @@ class FindingView:
 
 
 @dataclasses.dataclass(frozen=True)
+class VerdictView:
+    """An arm against the baseline, paired by seed; what is not known is None."""
+
+    arm: str
+    decision: str  # keep | discard | inconclusive
+    effect: float | None  # in the metric's unit
+    low: float | None
+    high: float | None
+    seeds: int
+    compute_saved: float | None  # share of the baseline's FLOPs that the effect is worth
+    false_discovery_rate: float | None  # over the whole project
+    seeds_needed: int | None  # to settle an effect of this size
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StageView:
+    """`departures` from the protocol make its verdicts exploratory."""
+
+    record: int  # number of the review in the ledger
+    stage: str  # screen | gate | confirmation | ladder | trial
+    metric: str
+    verdicts: list[VerdictView]
+    departures: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReviewView:
+    """What came of a draft; no stages where nothing was reviewed yet."""
+
+    draft: str
+    state: str
+    kept: list[str]
+    problems: list[str]
+    stages: list[StageView]
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceView:
     """A file of the code; or, without a path, the files that a patch may change."""
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from jaxlm.cli.main import main
 from jaxlm.core.errors import ConfigError, RunError, UnanswerableError
 from jaxlm.research import runner
-from jaxlm.research.desk import person
+from jaxlm.research.desk import person, trials
 from jaxlm.research.desk.desk import Desk
 from jaxlm.research.desk.report import sections
 from jaxlm.research.desk.running import run_draft
@@ -66,6 +67,37 @@ def test_from_proposal_to_adoption(desk: Desk, workers: FakeWorkers) -> None:
     assert desk.propose("again", {"OptimConfig.b2": "0.99"}, "", 0.0, -0.1, 0.1).repeats is not None
     with pytest.raises(ConfigError, match="changes nothing"):  # it is adopted
         desk.propose("good", {"OptimConfig.b1": "0.8"}, "", 0.0, -0.1, 0.1)
+
+
+def test_a_review_is_what_the_ledger_holds(
+    desk: Desk, workers: FakeWorkers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft = asked(desk)
+    assert desk.review(draft).stages == []
+    assert main(["research", "review"]) == 2
+    assert "nothing was reviewed yet" in capsys.readouterr().err
+    person.approve(desk, draft[:8], yes)
+    run_draft(desk, draft, means(desk))
+    told = desk.review(draft[:8])
+    assert [stage.stage for stage in told.stages] == ["screen", "confirmation"]
+    screen = told.stages[0]
+    assert [(v.arm, v.decision, v.seeds) for v in screen.verdicts] == [
+        ("good", "keep", 4), ("null", "discard", 4),
+    ]  # fmt: skip
+    body = desk.records()[screen.record].body
+    assert [(v.effect, v.low, v.high) for v in screen.verdicts] == [
+        (v["effect"], v["low"], v["high"]) for v in body["verdicts"]
+    ]
+    assert main(["research", "review", draft[:8]]) == 0
+    said = capsys.readouterr().out
+    assert f"{screen.verdicts[0].effect:+.4f}" in said and "on fresh seeds" in said
+
+
+def test_a_pilot_runs_and_has_no_verdicts(desk: Desk, workers: FakeWorkers) -> None:
+    draft = desk.enter(trials.pilot(desk)).id
+    person.approve(desk, draft[:8], yes)
+    assert main(["research", "run"]) == 0
+    assert desk.standing().states[draft] == "reviewed"
 
 
 def test_what_changed_since_the_consent_is_another_question(

@@ -47,6 +47,7 @@ async def use_every_tool(client: Any) -> dict[str, Any]:
     proposal = await call("propose", **CHANGE)
     await call("patch", title="x", diff="no diff", why="", effect=0.0, low=-0.1, high=0.1)
     draft = await call("draft", proposals=[proposal["id"]], hypothesis="it helps")
+    await call("review", draft=draft["id"])
     await call("run", draft=draft["id"])
     await call("halt", why="enough")
     return found
@@ -76,7 +77,7 @@ def test_every_tool_in_memory(tmp_path: Path) -> None:
         async with mcp.Client(server.build_server(desk)) as client:
             tools = {t.name: t for t in (await client.list_tools()).tools}
             assert {n for n, t in tools.items() if t.annotations.read_only_hint} == {
-                "status", "log", "runs", "curve", "diagnose", "fields", "source", "ideas",
+                "status", "log", "runs", "curve", "diagnose", "fields", "source", "ideas", "review",
             }  # fmt: skip
             assert not {"approve", "adopt", "resume", "refuse", "envelope"} & set(tools)
             return await use_every_tool(client)
@@ -165,6 +166,7 @@ def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) ->
     assert draft.state == "checked"
     assert desk.standing().usd == 0 and desk.standing().flops == 0
     views = desk.runs(), desk.log(), desk.status(), desk.curve("honest", "train/loss_nats")
+    views += (desk.review(draft.id),)
     shown = json.dumps([str(view) for view in views])
     assert "\\u001b" not in shown and len(shown) < 20_000
     assert {run.status for run in desk.runs()} <= {
