@@ -4,7 +4,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from jaxlm.core.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from jaxlm.config import RunConfig
     from jaxlm.research.desk.desk import Desk
-    from jaxlm.research.desk.views import DraftView, StatusView
+    from jaxlm.research.desk.views import DraftView, ProposalView, StatusView
     from jaxlm.research.runner import Progress
 
 VERBS = {
@@ -190,14 +190,29 @@ def _propose(args: argparse.Namespace, desk: "Desk") -> int:
         return _ask_claude(args)
     rules = desk_of(args.project, offline.SEAT)
     found = offline.propose(rules, args.count)
-    for proposal in found:
-        print(
-            f"{proposal.id[:12]}  {proposal.title}: {proposal.effect:+.4f} expected "
-            f"({proposal.low:+.4f} to {proposal.high:+.4f})"
-        )
     if not found:
         return _say("nothing left that was not tried; propose by hand, or with a model")
+    print("\n".join(_listed(found)))
     return _say("next: jaxlm research draft")
+
+
+def _listed(found: "Sequence[ProposalView]") -> Iterator[str]:
+    """Proposals as a table, in their order."""
+    from jaxlm.telemetry.readable import aligned, number
+
+    head = (
+        "proposal", "title", "changes", "effect expected", "holds it 9 times in 10", "a run costs",
+        "gain per 1e15 FLOPs",
+    )  # fmt: skip
+    rows = [
+        (
+            p.id[:12], p.title, ", ".join(f"{k} = {v}" for k, v in p.changes.items()),
+            f"{p.effect:+.4f}", f"{p.low:+.4f} to {p.high:+.4f}", f"{number(p.flops)}FLOPs",
+            number(p.score),
+        )
+        for p in found
+    ]  # fmt: skip
+    return aligned([head, *rows])
 
 
 def _patch(args: argparse.Namespace, desk: "Desk") -> int:

@@ -333,10 +333,8 @@ def _statements(changes: dict[str, str]) -> list[str]:
 
 
 def _proposal_view(proposal: Proposal, repeats: str | None) -> ProposalView:
-    effect, low, high = proposal.predicted
-    return ProposalView(
-        proposal.id, proposal.title, effect, low, high, proposal.flops, proposal.score, repeats
-    )
+    p = proposal
+    return ProposalView(p.id, p.title, p.changes, *p.predicted, p.flops, p.score, repeats)
 
 
 def _one(prefix: str, known: Sequence[str], what: str) -> str:

@@ -77,11 +77,12 @@ class IdeaView:
 class ProposalView:
     id: str
     title: str
+    changes: dict[str, str]
     effect: float
     low: float
     high: float
-    flops: float
-    score: float
+    flops: float  # of one run
+    score: float  # expected gain per 1e15 FLOPs of finding out
     repeats: str | None  # then it was not put on the list
 
 

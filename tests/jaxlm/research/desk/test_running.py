@@ -20,6 +20,7 @@ from jaxlm.research.desk.running import run_draft
 from jaxlm.research.launch import Workers
 from jaxlm.research.runner import Means
 from jaxlm.research.verify import verify
+from jaxlm.telemetry.readable import number
 from tests.jaxlm.research.desk.workshop import begun, yes
 from tests.jaxlm.research.fake import FakeWorkers
 
@@ -91,6 +92,20 @@ def test_a_review_is_what_the_ledger_holds(
     assert main(["research", "review", draft[:8]]) == 0
     said = capsys.readouterr().out
     assert f"{screen.verdicts[0].effect:+.4f}" in said and "on fresh seeds" in said
+
+
+def test_proposals_are_told_with_what_they_change_cost_and_promise(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["research", "propose", "--count", "3"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    for told, p in zip(lines, desk.ledger.of_kind("proposal"), strict=False):
+        effect, low, high = p["predicted"]
+        for words in (
+            p["id"][:12], p["title"], *(f"{k} = {v}" for k, v in p["changes"].items()),
+            f"{effect:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{number(p['flops'])}FLOPs", number(p["score"]),
+        ):  # fmt: skip
+            assert words in told
 
 
 def test_a_pilot_runs_and_has_no_verdicts(desk: Desk, workers: FakeWorkers) -> None:
