@@ -14,6 +14,7 @@ from jaxlm.core.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from jaxlm.config import RunConfig
     from jaxlm.research.desk.desk import Desk
+    from jaxlm.research.desk.records import Seat
     from jaxlm.research.desk.views import DraftView, ProposalView, StatusView
     from jaxlm.research.runner import Progress
 
@@ -53,6 +54,7 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
         "--promote", action="append", default=[], metavar="KEY=VALUE",
         help="a larger scale, at which what is kept must hold too; repeatable",
     )  # fmt: skip
+    _add_model_arguments(begin)
     made["propose"].add_argument(
         "--run", dest="look", type=Path, metavar="RUN", help="diagnose it first"
     )
@@ -112,8 +114,12 @@ def _add_patch_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
 def add_seat_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("who sits there")
     group.add_argument("--with", dest="seat", choices=("rules", "claude"), default="rules")
-    group.add_argument("--model", help="id of the model")
-    group.add_argument("--usd-per-mtok", metavar="IN,OUT", help="its prices per million tokens")
+    _add_model_arguments(group)
+
+
+def _add_model_arguments(parser: Any) -> None:
+    parser.add_argument("--model", help="id of the model that --with claude asks")
+    parser.add_argument("--usd-per-mtok", metavar="IN,OUT", help="its prices per million tokens")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -162,7 +168,7 @@ def desk_of(
 
 def _init(args: argparse.Namespace, desk: "Desk") -> int:
     from jaxlm.research.desk import person
-    from jaxlm.research.desk.records import Project
+    from jaxlm.research.desk.records import Project, Seat
     from jaxlm.research.patch.diff import PATHS
 
     person.begin(
@@ -170,7 +176,7 @@ def _init(args: argparse.Namespace, desk: "Desk") -> int:
         Project(
             config=tuple(args.config), overrides=tuple(args.overrides), promote=tuple(args.promote),
             max_flops=args.max_flops, max_usd=args.max_usd, max_hours=args.max_hours,
-            paths=tuple(args.patch_path) or PATHS,
+            paths=tuple(args.patch_path) or PATHS, seat=_seat(args, Seat()),
         ),
     )  # fmt: skip
     return _say(f"project begun in {args.project}; next: jaxlm research propose")
@@ -238,20 +244,11 @@ def _ask_claude(args: argparse.Namespace) -> int:
         from jaxlm.research.seats import claude
     except ImportError as e:
         raise ConfigError(f"--with claude needs {e.name}: pip install 'jaxlm[research]'") from e
-    from jaxlm.research.seats.spending import Seat
+    from jaxlm.research.desk.records import Seat
 
-    seat = Seat()
-    if args.model:
-        seat = dataclasses.replace(seat, model=args.model)
-    if args.usd_per_mtok:
-        prices = args.usd_per_mtok.split(",")
-        try:
-            price_in, price_out = map(float, prices)
-        except ValueError:
-            raise ConfigError(
-                f"--usd-per-mtok must be two numbers such as 5,25, got {args.usd_per_mtok!r}"
-            ) from None
-        seat = dataclasses.replace(seat, usd_per_mtok_in=price_in, usd_per_mtok_out=price_out)
+    project = desk_of(args.project, "").standing().project
+    assert project is not None
+    seat = _seat(args, Seat(**project.get("seat", {})))
     task = (
         f"Propose at most {args.count} changes for this project, then make one draft of them. Look "
         "at its status, ledger, runs and findings first."
@@ -261,6 +258,27 @@ def _ask_claude(args: argparse.Namespace) -> int:
     print()
     left = desk.status().usd_left
     return _say(f"{ended.stop} after {ended.calls} calls, {ended.usd:.4f} USD; {left:.2f} left")
+
+
+def _seat(args: argparse.Namespace, usual: "Seat") -> "Seat":
+    """The project's, but for what is given.  Raises ConfigError for a model whose prices nobody told."""
+    given: dict[str, Any] = {}
+    if args.model and args.model != usual.model:
+        given["model"] = args.model
+        if not args.usd_per_mtok:
+            raise ConfigError(
+                f"--model {args.model} needs --usd-per-mtok IN,OUT: its prices keep the budget"
+            )
+    if args.usd_per_mtok:
+        try:
+            given["usd_per_mtok_in"], given["usd_per_mtok_out"] = map(
+                float, args.usd_per_mtok.split(",")
+            )
+        except ValueError:
+            raise ConfigError(
+                f"--usd-per-mtok must be two numbers such as 5,25, got {args.usd_per_mtok!r}"
+            ) from None
+    return dataclasses.replace(usual, **given)
 
 
 def _draft(args: argparse.Namespace, desk: "Desk") -> int:

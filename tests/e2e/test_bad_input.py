@@ -309,6 +309,13 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "init: promote": (
         None, "research init base.gin --max-flops 1e12 --promote ModelConfig.num_layrs=4", "did you mean 'num_layers'?",
     ),
+    "init: limits": (None, "research init base.gin --max-flops inf", "max_flops must be a number >= 0, got inf"),
+    "init: prices": (
+        None, "research init base.gin --max-flops 1e12 --model other", "--model other needs --usd-per-mtok IN,OUT",
+    ),
+    "init: no prices": (
+        None, "research init base.gin --max-flops 1e12 --usd-per-mtok 1,x", "must be two numbers such as 5,25, got '1,x'",
+    ),
     "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
     "halt: no project": (None, "research halt", "research is no project yet"),
     "loop: widths": (None, "research loop base.gin --widths 1,2", "4 or more rising widths"),

@@ -23,8 +23,8 @@ from jaxlm.core.canonical import to_jsonable, write_json_atomic
 from jaxlm.core.errors import ConfigError, RunError, UserError
 from jaxlm.research.desk.desk import Desk, verbs
 from jaxlm.research.desk.quoting import plain, redacted
+from jaxlm.research.desk.records import Seat
 from jaxlm.research.seats import spending
-from jaxlm.research.seats.spending import Seat
 from jaxlm.telemetry.readable import printable
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
