@@ -141,8 +141,13 @@ INJECTIONS = [
 ]  # fmt: skip
 
 
+SAMPLE = "what-a-model-wrote"
+
+
 def plant(words: str) -> None:
-    """Runs whose name, status and telemetry hold the words, and one with an honest name."""
+    """Runs whose name, status, telemetry, samples and log hold the words, also in one with an honest
+    name; and a document of the corpus.
+    """
     for name in ("honest", "".join(c for c in words if c not in "/\0")[:80] or "x"):
         run = Path("runs") / name
         run.mkdir(parents=True, exist_ok=True)
@@ -153,11 +158,16 @@ def plant(words: str) -> None:
             for i in range(1, 4)
         ]
         (run / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sample = {"step": 3, "prompt": f"{SAMPLE} {words}", "text": f"{words} {SAMPLE}"}
+        (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+        (run / "train.log").write_text(f"{SAMPLE} {words}\n")
+    with open("text/docs.jsonl", "a") as corpus:
+        corpus.write(json.dumps({"text": f"{SAMPLE} {words}"}) + "\n")
 
 
 @pytest.mark.parametrize("words", INJECTIONS)
 def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) -> None:
-    """In names of runs, rows of telemetry, statuses, titles, hypotheses and reasons."""
+    """In names of runs, rows of telemetry, statuses, samples, logs, data, titles, hypotheses, reasons."""
     desk = begun(tmp_path)
     before = [idea.title for idea in desk.ideas()]
     plant(words)
@@ -169,6 +179,7 @@ def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) ->
     views += (desk.review(draft.id),)
     shown = json.dumps([str(view) for view in views])
     assert "\\u001b" not in shown and len(shown) < 20_000
+    assert SAMPLE not in shown  # what is sampled, logged or trained on is not read at all
     assert {run.status for run in desk.runs()} <= {
         "completed",
         "diverged",
