@@ -4,7 +4,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from jaxlm.core.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from jaxlm.config import RunConfig
     from jaxlm.research.desk.desk import Desk
-    from jaxlm.research.desk.views import DraftView, StatusView
+    from jaxlm.research.desk.records import Seat
+    from jaxlm.research.desk.views import DraftView, ProposalView, StatusView
     from jaxlm.research.runner import Progress
 
 VERBS = {
@@ -26,6 +27,7 @@ VERBS = {
     "approve": "let a draft run; asks at the terminal, and signs",
     "refuse": "end a draft, with the reason",
     "run": "train and judge approved drafts",
+    "review": "what came of a draft: verdicts with intervals, and what they rest on",
     "adopt": "make a confirmed arm part of the project's config; asks at the terminal, and signs",
     "envelope": "approve beforehand what varies only some fields, within limits; asks, and signs",
     "report": "a page and a text: what was asked, what came out, what it cost, what to do next",
@@ -52,6 +54,7 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
         "--promote", action="append", default=[], metavar="KEY=VALUE",
         help="a larger scale, at which what is kept must hold too; repeatable",
     )  # fmt: skip
+    _add_model_arguments(begin)
     made["propose"].add_argument(
         "--run", dest="look", type=Path, metavar="RUN", help="diagnose it first"
     )
@@ -75,6 +78,7 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
     made["run"].add_argument(
         "--workers", type=int, default=1, help="processes side by side (default 1)"
     )
+    made["review"].add_argument("draft", nargs="?", metavar="DRAFT", help="default: all reviewed")
     made["envelope"].add_argument(
         "--field", action="append", required=True, dest="fields", metavar="FIELD"
     )
@@ -110,8 +114,12 @@ def _add_patch_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
 def add_seat_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("who sits there")
     group.add_argument("--with", dest="seat", choices=("rules", "claude"), default="rules")
-    group.add_argument("--model", help="id of the model")
-    group.add_argument("--usd-per-mtok", metavar="IN,OUT", help="its prices per million tokens")
+    _add_model_arguments(group)
+
+
+def _add_model_arguments(parser: Any) -> None:
+    parser.add_argument("--model", help="id of the model that --with claude asks")
+    parser.add_argument("--usd-per-mtok", metavar="IN,OUT", help="its prices per million tokens")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,8 +128,7 @@ def run(args: argparse.Namespace) -> int:
     desk = desk_of(args.project, who=person.user_name())
     act: dict[str, Callable[[argparse.Namespace, Desk], int]] = {
         "init": _init, "status": _status, "propose": _propose, "patch": _patch, "draft": _draft,
-        "run": _run,
-        "report": _report,
+        "run": _run, "review": _review, "report": _report,
     }  # fmt: skip
     if args.verb in act:
         return act[args.verb](args, desk)
@@ -161,7 +168,7 @@ def desk_of(
 
 def _init(args: argparse.Namespace, desk: "Desk") -> int:
     from jaxlm.research.desk import person
-    from jaxlm.research.desk.records import Project
+    from jaxlm.research.desk.records import Project, Seat
     from jaxlm.research.patch.diff import PATHS, checked_paths
 
     person.begin(
@@ -169,7 +176,7 @@ def _init(args: argparse.Namespace, desk: "Desk") -> int:
         Project(
             config=tuple(args.config), overrides=tuple(args.overrides), promote=tuple(args.promote),
             max_flops=args.max_flops, max_usd=args.max_usd, max_hours=args.max_hours,
-            paths=checked_paths(args.patch_path or PATHS),
+            paths=checked_paths(args.patch_path or PATHS), seat=_seat(args, Seat()),
         ),
     )  # fmt: skip
     return _say(f"project begun in {args.project}; next: jaxlm research propose")
@@ -189,14 +196,29 @@ def _propose(args: argparse.Namespace, desk: "Desk") -> int:
         return _ask_claude(args)
     rules = desk_of(args.project, offline.SEAT)
     found = offline.propose(rules, args.count)
-    for proposal in found:
-        print(
-            f"{proposal.id[:12]}  {proposal.title}: {proposal.effect:+.4f} expected "
-            f"({proposal.low:+.4f} to {proposal.high:+.4f})"
-        )
     if not found:
         return _say("nothing left that was not tried; propose by hand, or with a model")
+    print("\n".join(_listed(found)))
     return _say("next: jaxlm research draft")
+
+
+def _listed(found: "Sequence[ProposalView]") -> Iterator[str]:
+    """Proposals as a table, in their order."""
+    from jaxlm.telemetry.readable import aligned, number
+
+    head = (
+        "proposal", "title", "changes", "effect expected", "holds it 9 times in 10", "a run costs",
+        "gain per 1e15 FLOPs",
+    )  # fmt: skip
+    rows = [
+        (
+            p.id[:12], p.title, ", ".join(f"{k} = {v}" for k, v in p.changes.items()),
+            f"{p.effect:+.4f}", f"{p.low:+.4f} to {p.high:+.4f}", f"{number(p.flops)}FLOPs",
+            number(p.score),
+        )
+        for p in found
+    ]  # fmt: skip
+    return aligned([head, *rows])
 
 
 def _patch(args: argparse.Namespace, desk: "Desk") -> int:
@@ -222,20 +244,11 @@ def _ask_claude(args: argparse.Namespace) -> int:
         from jaxlm.research.seats import claude
     except ImportError as e:
         raise ConfigError(f"--with claude needs {e.name}: pip install 'jaxlm[research]'") from e
-    from jaxlm.research.seats.spending import Seat
+    from jaxlm.research.desk.records import Seat
 
-    seat = Seat()
-    if args.model:
-        seat = dataclasses.replace(seat, model=args.model)
-    if args.usd_per_mtok:
-        prices = args.usd_per_mtok.split(",")
-        try:
-            price_in, price_out = map(float, prices)
-        except ValueError:
-            raise ConfigError(
-                f"--usd-per-mtok must be two numbers such as 5,25, got {args.usd_per_mtok!r}"
-            ) from None
-        seat = dataclasses.replace(seat, usd_per_mtok_in=price_in, usd_per_mtok_out=price_out)
+    project = desk_of(args.project, "").standing().project
+    assert project is not None
+    seat = _seat(args, Seat(**project.get("seat", {})))
     task = (
         f"Propose at most {args.count} changes for this project, then make one draft of them. Look "
         "at its status, ledger, runs and findings first."
@@ -245,6 +258,27 @@ def _ask_claude(args: argparse.Namespace) -> int:
     print()
     left = desk.status().usd_left
     return _say(f"{ended.stop} after {ended.calls} calls, {ended.usd:.4f} USD; {left:.2f} left")
+
+
+def _seat(args: argparse.Namespace, usual: "Seat") -> "Seat":
+    """The project's, but for what is given.  Raises ConfigError for a model whose prices nobody told."""
+    given: dict[str, Any] = {}
+    if args.model and args.model != usual.model:
+        given["model"] = args.model
+        if not args.usd_per_mtok:
+            raise ConfigError(
+                f"--model {args.model} needs --usd-per-mtok IN,OUT: its prices keep the budget"
+            )
+    if args.usd_per_mtok:
+        try:
+            given["usd_per_mtok_in"], given["usd_per_mtok_out"] = map(
+                float, args.usd_per_mtok.split(",")
+            )
+        except ValueError:
+            raise ConfigError(
+                f"--usd-per-mtok must be two numbers such as 5,25, got {args.usd_per_mtok!r}"
+            ) from None
+    return dataclasses.replace(usual, **given)
 
 
 def _draft(args: argparse.Namespace, desk: "Desk") -> int:
@@ -277,8 +311,24 @@ def _run(args: argparse.Namespace, desk: "Desk") -> int:
             desk = desk_of(args.project, desk.seat, workers=args.workers, progress=display.progress)
             assert desk.means is not None
             stages = run_draft(desk, name, desk.means)
-        print("\n".join(table(stages)))
+        if stages:  # a pilot has none
+            print("\n".join(table(stages)))
         print("\n".join(_told(next(d for d in desk.status().drafts if d.id == name))))
+    return 0
+
+
+def _review(args: argparse.Namespace, desk: "Desk") -> int:
+    from jaxlm.research.ablation_table import table
+    from jaxlm.research.desk.reviews import stages_of
+
+    records, drafts = desk.records(), {draft.id: draft for draft in desk.status().drafts}
+    chosen = [desk.find_draft(args.draft)] if args.draft else list(drafts)
+    found = {name: [stage for _, stage in stages_of(name, records)] for name in chosen}
+    if not any(found.values()):
+        raise RunError("nothing was reviewed yet; `jaxlm research run` does it after the runs")
+    for name, stages in found.items():
+        if stages:
+            print("\n".join([*_told(drafts[name]), *table(stages), ""]))
     return 0
 
 

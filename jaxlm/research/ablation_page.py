@@ -49,7 +49,7 @@ def _stage(stage: Stage, project: Path) -> list[str]:
         "<h2>Effects</h2>",
         f'<div class="box">{effects(review, protocol)}</div>',
         "<h2>Curves</h2>",
-        f'<div class="grid">{_curves(protocol, stage.runs, project)}</div>',
+        f'<div class="grid">{curves(protocol, stage.runs, project)}</div>',
         "<h2>Runs</h2>",
         _runs(stage.runs),
     ]
@@ -150,7 +150,7 @@ def _effect(verdict: dict[str, Any], y: float, at: Any) -> str:
     return f'{label}<path class="k{color}" d="{span}"/>{dot}'
 
 
-def _curves(protocol: Protocol, runs: Sequence[RunRecord], project: Path) -> str:
+def curves(protocol: Protocol, runs: Sequence[RunRecord], project: Path) -> str:
     """Validation and training loss, each seed faint and their mean strong, one colour an arm."""
     charts = []
     for kind, name, title in (

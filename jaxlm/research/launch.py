@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ Hear = Callable[[dict[str, Any]], None]  # is called from several threads
 Verb = Literal["train", "evaluate"]
 
 MAX_STARTS = 4  # of one job
+GRACE_S = 30.0  # for a worker that is asked to end
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 CLUSTERS = ("local", "ray", "slurm")
 EXTRAS = {"ray": "ray", "slurm": "submitit"}  # what else must be installed
@@ -40,11 +42,13 @@ class Workers:
 
     options: for Ray, of each task (num_gpus=1); for SLURM, of submitit (slurm_partition="gpu");
     `cluster` there may also be submitit's "local" or "debug".
+    stop:    once it is set, those of this machine end, and no other is started.
     """
 
     count: int = 1
     where: str = "local"  # of CLUSTERS
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False)
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -61,7 +65,7 @@ class Workers:
 def run_jobs(verb: Verb, jobs: Sequence[Job], workers: Workers, hear: Hear, project: Path) -> None:
     """All jobs, at most `workers.count` at a time.
 
-    Raises RunError when a worker reports a mistake, or was killed MAX_STARTS times.
+    Raises RunError when a worker reports a mistake, was killed MAX_STARTS times, or was to stop.
     """
     project.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=project.absolute(), prefix=".jobs.") as folder:
@@ -77,7 +81,7 @@ def _on_this_machine(
     verb: Verb, paths: list[Path], workers: Workers, hear: Hear
 ) -> Iterator[dict[str, Any]]:
     with concurrent.futures.ThreadPoolExecutor(workers.count) as pool:
-        for done in [pool.submit(run_job, verb, path, hear) for path in paths]:
+        for done in [pool.submit(run_job, verb, path, hear, workers.stop) for path in paths]:
             done.result()
     yield from ()
 
@@ -143,19 +147,22 @@ def collect(verb: Verb, path: Path, folder: str) -> list[dict[str, Any]]:
     """On a cluster's machine: runs a job from the controller's folder and gives back its news."""
     os.chdir(folder)
     news: list[dict[str, Any]] = []
-    run_job(verb, path, news.append)
+    run_job(verb, path, news.append, threading.Event())
     return [line for line in news if "step" not in line]
 
 
-def run_job(verb: Verb, path: Path, hear: Hear) -> None:
-    """One job in a process of this machine, started again while something kills it."""
+def run_job(verb: Verb, path: Path, hear: Hear, stop: threading.Event) -> None:
+    """One job in a process of this machine, started again while something else kills it."""
     command = [sys.executable, "-m", "jaxlm.cli.main", "research", verb, str(path)]
     command += ["--controller", str(os.getpid())]
     last: collections.deque[str] = collections.deque(maxlen=5)
     for _ in range(MAX_STARTS):
+        if stop.is_set():
+            break
         worker = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
         )
+        threading.Thread(target=_end_at, args=(stop, worker), daemon=True).start()
         assert worker.stdout is not None
         for line in worker.stdout:
             if line.startswith("{"):
@@ -163,13 +170,27 @@ def run_job(verb: Verb, path: Path, hear: Hear) -> None:
             else:
                 last.append(line.strip())
         code = worker.wait()
-        if code == 0:
+        if code == 0 and not stop.is_set():
             return
         if code > 0:  # its own doing: again would end alike
             break
         last.append(f"it was killed by signal {-code}")
+    if stop.is_set():
+        last.append("it was asked to")
     reason = last[-1].removeprefix("jaxlm: error: ") if last else "it said nothing"
     raise RunError(f"a worker stopped: {reason}; the same command goes on from what is finished")
+
+
+def _end_at(stop: threading.Event, worker: "subprocess.Popen[str]") -> None:
+    """Asks a worker to end once `stop` is set (a run then writes a checkpoint); ends it where it does not."""
+    while worker.poll() is None:
+        if stop.wait(0.2):
+            worker.terminate()
+            try:
+                worker.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+            return
 
 
 def _environment() -> dict[str, str]:

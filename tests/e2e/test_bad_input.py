@@ -316,6 +316,13 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "ablate: no budget": (
         None, "ablate base.gin --vary OptimConfig.b1=[0.8] --policy --dry-run", "--policy needs a --budget",
     ),
+    "init: limits": (None, "research init base.gin --max-flops inf", "max_flops must be a number >= 0, got inf"),
+    "init: prices": (
+        None, "research init base.gin --max-flops 1e12 --model other", "--model other needs --usd-per-mtok IN,OUT",
+    ),
+    "init: no prices": (
+        None, "research init base.gin --max-flops 1e12 --usd-per-mtok 1,x", "must be two numbers such as 5,25, got '1,x'",
+    ),
     "mcp: port": (None, "mcp --http 99999", "--http must be in 0..65535, got 99999"),
     "halt: no project": (None, "research halt", "research is no project yet"),
     "loop: widths": (None, "research loop base.gin --widths 1,2", "4 or more rising widths"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from jaxlm.config import RunConfig
 from jaxlm.core.canonical import to_jsonable
 from jaxlm.core.errors import ConfigError, RunError
-from jaxlm.research.desk import drafting, fields, gates, reading
+from jaxlm.research.desk import drafting, fields, gates, reading, reviews
 from jaxlm.research.desk.quoting import plain, quoted
 from jaxlm.research.desk.records import Draft, Proposal
 from jaxlm.research.desk.signing import read_key
@@ -29,6 +29,7 @@ from jaxlm.research.desk.views import (
     IdeaView,
     ProposalView,
     RecordView,
+    ReviewView,
     RunView,
     Said,
     SourceView,
@@ -172,6 +173,18 @@ class Desk:
     def ideas(self) -> list[IdeaView]:
         """Ideas of the library that apply to the project's config, the most promising first."""
         return drafting.ideas(self)
+
+    @verb("read")
+    def review(self, draft: str) -> ReviewView:
+        """What came of a draft: verdicts of each stage with intervals, and what departed from its protocol.
+
+        Args:
+            draft: its id, or at least 6 first characters
+        """
+        name = self.find_draft(draft)
+        told = reading.draft_view(self.standing(), name, [])
+        stages = [reviews.view(*found) for found in reviews.stages_of(name, self.records())]
+        return ReviewView(name, told.state, told.kept, told.problems, stages)
 
     # -- enqueue -------------------------------------------------------------------------------
 
@@ -320,10 +333,8 @@ def _statements(changes: dict[str, str]) -> list[str]:
 
 
 def _proposal_view(proposal: Proposal, repeats: str | None) -> ProposalView:
-    effect, low, high = proposal.predicted
-    return ProposalView(
-        proposal.id, proposal.title, effect, low, high, proposal.flops, proposal.score, repeats
-    )
+    p = proposal
+    return ProposalView(p.id, p.title, p.changes, *p.predicted, p.flops, p.score, repeats)
 
 
 def _one(prefix: str, known: Sequence[str], what: str) -> str:

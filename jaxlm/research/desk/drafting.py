@@ -174,6 +174,8 @@ def draft(
         raise ConfigError(f"a draft asks about 1 to 12 proposals, got {len(proposals)}")
     if not 2 <= seeds <= 16:
         raise ConfigError(f"seeds must be in 2..16, got {seeds}: one shows no noise")
+    if not 0 <= smallest_effect < math.inf:
+        raise ConfigError(f"smallest_effect must be >= 0, got {smallest_effect:g}")
     chosen = desk.find_proposals(proposals)
     base = desk.config()
     configs = [desk.config(p["changes"]) for p in chosen]

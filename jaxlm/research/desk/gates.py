@@ -208,8 +208,14 @@ def _start_obstacle(standing: Standing, record: Record, state: State) -> str | N
     left = standing.project["max_flops"] - standing.flops
     if draft["flops"] > left:
         return f"needs {draft['flops']:.3g} FLOPs; the project has {left:.3g} left"
-    end = standing.project["max_hours"] * 3600 + (standing.first_start or record.time)
-    return "comes after the project's last hour" if record.time > end else None
+    return "comes after the project's last hour" if is_over(standing, record.time) else None
+
+
+def is_over(standing: Standing, now: float) -> bool:
+    """Whether the project's hours are spent."""
+    if standing.project is None or standing.first_start is None:
+        return False
+    return bool(now > standing.first_start + standing.project["max_hours"] * 3600)
 
 
 def _call_obstacle(standing: Standing, body: dict[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ asks at the terminal too, and has the answer typed in its page (dash/doors.py): 
 """
 
 import getpass
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
@@ -47,8 +48,8 @@ def begin(desk: Desk, project: Project) -> None:
         project.config, [*project.overrides, *project.promote]
     )  # or it shows after the screen
     for name in ("max_flops", "max_usd", "max_hours"):
-        if not getattr(project, name) >= 0:
-            raise ConfigError(f"{name} must be >= 0, got {getattr(project, name)}")
+        if not 0 <= getattr(project, name) < math.inf:
+            raise ConfigError(f"{name} must be a number >= 0, got {getattr(project, name)}")
     one = run_flops(base)
     if project.max_flops < 4 * one:
         raise ConfigError(
@@ -197,8 +198,8 @@ def sign_envelope(
     for field in fields:
         if field not in known:
             raise ConfigError(f"{field!r} cannot be proposed, so no envelope can name it")
-    if not (flops > 0 and hours > 0 and fields):
-        raise ConfigError("an envelope needs fields, FLOPs and hours above 0")
+    if not (0 < flops < math.inf and 0 < hours < math.inf and fields):
+        raise ConfigError("an envelope needs fields, and FLOPs and hours that are numbers above 0")
     by = user_name()
     until = time.time() + hours * 3600
     envelope = Envelope(fields=tuple(fields), flops=flops, until=until, by=by, adopts=adopts)

@@ -24,11 +24,33 @@ Standard library only.
 """
 
 import dataclasses
+import math
 
 from jaxlm.core.canonical import content_id
+from jaxlm.core.errors import ConfigError
 from jaxlm.research.patch.diff import PATHS
 
 Changes = dict[str, str]  # field -> gin expression; or "patch" -> its id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Which model `--with claude` asks, and what it costs; prices as its provider states them."""
+
+    model: str = "claude-opus-5-5"
+    usd_per_mtok_in: float = 5.0
+    usd_per_mtok_out: float = 25.0
+    max_tokens: int = 4096  # of one reply
+    max_turns: int = 24  # calls of one task
+
+    def __post_init__(self) -> None:
+        for name in ("usd_per_mtok_in", "usd_per_mtok_out"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be a price >= 0, got {value}")
+        for name in ("max_tokens", "max_turns"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +64,7 @@ class Project:
     max_usd: float  # paid to a model's provider
     max_hours: float  # from the first start on
     paths: tuple[str, ...] = PATHS  # what a patch may touch
+    seat: Seat = Seat()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

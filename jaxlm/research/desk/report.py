@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.research.ablation_page import effects
-from jaxlm.research.desk import drafting, gates, lint, trial_report
+from jaxlm.core.errors import RunError
+from jaxlm.research.ablation_page import curves, effects
+from jaxlm.research.campaign import Stage
+from jaxlm.research.desk import drafting, gates, lint, reviews, trial_report
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.ledger import Record
-from jaxlm.research.records import Protocol, Review, protocol_from
+from jaxlm.research.records import Protocol
 from jaxlm.telemetry.page import page, write_page
 from jaxlm.telemetry.readable import markup
 
@@ -40,7 +42,7 @@ class Line:
 class Section:
     title: str
     lines: tuple[Line, ...]
-    reviews: tuple[tuple[Protocol, Review], ...] = ()  # drawn as effects with intervals
+    stages: tuple[Stage, ...] = ()  # drawn: effects with intervals, and curves
     figures: tuple[str, ...] = ()  # HTML
 
 
@@ -57,7 +59,7 @@ def write_report(desk: "Desk", folder: Path) -> list[Path]:
         raise ValueError(f"the report holds numbers without a record: {'; '.join(problems[:3])}")
     text, html = folder / "report.md", folder / "report.html"
     text.write_text(markdown, encoding="utf-8")
-    write_page(html, as_page(told))
+    write_page(html, as_page(told, desk.project))
     return [text, html]
 
 
@@ -73,17 +75,28 @@ def as_markdown(told: Sequence[Section]) -> str:
     return "# Research report\n\n" + "\n".join(parts)
 
 
-def as_page(told: Sequence[Section]) -> str:
+def as_page(told: Sequence[Section], project: Path) -> str:
     parts = ["<h1>Research report</h1>"]
     for section in told:
         items = "".join(f"<li>{_html(line)}</li>" for line in section.lines)
         title = markup(section.title.replace("`", ""))
         parts += [f"<h2>{title}</h2>", f'<div class="box"><ul>{items}</ul></div>']
-        parts += [f'<div class="box">{effects(r, p)}</div>' for p, r in section.reviews]
+        for stage in section.stages:
+            parts += _drawn(stage, project)
         if section.figures:
             boxes = "".join(f'<div class="box">{figure}</div>' for figure in section.figures)
             parts.append(f'<div class="grid">{boxes}</div>')
     return page("Research report · jaxlm", "\n".join(parts))
+
+
+def _drawn(stage: Stage, project: Path) -> Iterator[str]:
+    """Effects, and the curves behind them; those of a ladder and a trial are drawn with the trial."""
+    yield f'<div class="box">{effects(stage.review, stage.protocol)}</div>'
+    if stage.protocol.stage not in ("ladder", "trial"):
+        try:
+            yield f'<div class="grid">{curves(stage.protocol, stage.runs, project)}</div>'
+        except RunError:  # telemetry that is damaged: the numbers stand
+            yield f"<p>the runs of this {stage.protocol.stage} cannot be drawn</p>"
 
 
 def sections(desk: "Desk") -> list[Section]:
@@ -131,17 +144,12 @@ def _draft(record: Record, records: Sequence[Record], standing: gates.Standing) 
             (record.seq,),
         ),
     ]
-    reviews = []
     outcome = next(
         (r for r in records if r.kind == "outcome" and r.body["draft"] == body["id"]), None
     )
-    for protocol in _protocols(body["id"], records):
-        reviewed = next(
-            (r for r in records if r.kind == "review" and r.body["protocol"] == protocol.id), None
-        )
-        if reviewed is not None:
-            lines += [_verdict(v, protocol, reviewed.seq) for v in reviewed.body["verdicts"]]
-            reviews.append((protocol, _review(reviewed.body)))
+    stages = reviews.stages_of(body["id"], records)
+    for seq, stage in stages:
+        lines += [_verdict(v, stage.protocol, seq) for v in stage.review.verdicts]
     if outcome is not None:
         if outcome.body.get("unanswered"):
             lines.append(
@@ -150,7 +158,7 @@ def _draft(record: Record, records: Sequence[Record], standing: gates.Standing) 
         kept = ", ".join(map(plain, outcome.body["kept"])) or "nothing"
         lines.append(Line(f"kept in the end: {kept}", (outcome.seq,)))
     title = f"Draft `{body['id'][:12]}`"
-    return Section(title, tuple(lines), tuple(reviews))
+    return Section(title, tuple(lines), tuple(stage for _, stage in stages))
 
 
 def _trial(records: Sequence[Record], project: Path) -> Iterator[Section]:
@@ -159,21 +167,6 @@ def _trial(records: Sequence[Record], project: Path) -> Iterator[Section]:
         yield Section(
             "The trial", tuple(told), figures=tuple(trial_report.figures(records, project))
         )
-
-
-def _protocols(draft: str, records: Sequence[Record]) -> Iterator[Protocol]:
-    mine = {
-        r.body["protocol"]
-        for r in records
-        if r.kind == "approval" and r.body.get("by") == f"draft {draft}"
-    }
-    for record in records:
-        if record.kind == "protocol" and record.body["id"] in mine:
-            yield protocol_from(record.body)
-
-
-def _review(body: dict[str, Any]) -> Review:
-    return Review(**body | {n: tuple(body[n]) for n in ("departures", "verdicts")})
 
 
 def _verdict(verdict: dict[str, Any], protocol: Protocol, seq: int) -> Line:
@@ -194,7 +187,9 @@ def _forecasts(records: Sequence[Record]) -> Iterator[Line]:
             for p in draft.body["proposals"]
             if p in proposals
         }
-        screens = {p.id for p in _protocols(draft.body["id"], records) if p.stage == "screen"}
+        screens = {
+            p.id for p in reviews.protocols_of(draft.body["id"], records) if p.stage == "screen"
+        }
         for review in records:
             if review.kind == "review" and review.body["protocol"] in screens:
                 for verdict in review.body["verdicts"]:

@@ -7,9 +7,8 @@ since the approval make it another question, which nobody approved.
 
 import contextlib
 import dataclasses
-import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +44,9 @@ def run_draft(desk: "Desk", name: str, means: Means) -> list[Stage]:
         gates.append(desk.ledger, read_key(), "start", {"draft": name, "by": desk.seat})
     means = dataclasses.replace(means, approved_by=f"draft {name}")
     try:
-        with _watched(desk):
-            stages = carry_out(means)
+        with _watched(desk) as stop:
+            workers = dataclasses.replace(means.workers, stop=stop)
+            stages = carry_out(dataclasses.replace(means, workers=workers))
     except UnanswerableError as e:
         nothing = _outcome(name, draft, [], unanswered=str(e))
         gates.append(desk.ledger, read_key(), "outcome", nothing)
@@ -90,31 +90,50 @@ def _carrier(desk: "Desk", draft: dict[str, Any]) -> Callable[[Means], list[Stag
 
 
 @contextlib.contextmanager
-def _watched(desk: "Desk") -> Iterator[None]:
-    """Ends what goes on, as Ctrl-C does, once somebody turns the kill switch on."""
-    done = threading.Event()
+def _watched(desk: "Desk") -> Iterator[threading.Event]:
+    """Gives an event that ends workers: set by the kill switch, or when the project's hours are spent.
+
+    Not a signal: an MCP server runs drafts on a thread, where none arrives.
+    """
+    stop, done = threading.Event(), threading.Event()
+    closed = _closed(desk.standing())
+    if closed is not None:
+        raise RunError(closed)
 
     def watch() -> None:
-        seen = 0
-        while not done.wait(0.5):
+        seen, standing = 0, desk.standing()
+        while not stop.is_set():
             size = desk.ledger.path.stat().st_size
-            if size != seen and desk.standing().is_halted:
-                os.kill(os.getpid(), signal.SIGINT)
+            if size != seen:
+                seen, standing = size, desk.standing()
+            if _closed(standing):
+                stop.set()
+            elif done.wait(0.5):
                 return
-            seen = size
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
-    except KeyboardInterrupt:
-        if desk.standing().is_halted:
-            raise RunError(
-                "halted by the kill switch; `jaxlm research resume`, then the same command again"
-            ) from None
-        raise
+        yield stop
+    except RunError as e:
+        reason = _closed(desk.standing()) if stop.is_set() else None
+        if reason is None:
+            raise
+        raise RunError(reason) from e
     finally:
         done.set()
+
+
+def _closed(standing: gates.Standing) -> str | None:
+    """Why what runs must end; None where it may go on."""
+    if standing.is_halted:
+        return "halted by the kill switch; `jaxlm research resume`, then the same command again"
+    if gates.is_over(standing, time.time()):
+        return (
+            "the project's hours are spent; `jaxlm research init` with a larger --max-hours, then the "
+            "same command again"
+        )
+    return None
 
 
 def _setting(

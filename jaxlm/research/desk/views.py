@@ -77,11 +77,12 @@ class IdeaView:
 class ProposalView:
     id: str
     title: str
+    changes: dict[str, str]
     effect: float
     low: float
     high: float
-    flops: float
-    score: float
+    flops: float  # of one run
+    score: float  # expected gain per 1e15 FLOPs of finding out
     repeats: str | None  # then it was not put on the list
 
 
@@ -99,6 +100,44 @@ class FindingView:
     evidence: list[str]
     counter_evidence: list[str]
     next_test: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerdictView:
+    """An arm against the baseline, paired by seed; what is not known is None."""
+
+    arm: str
+    decision: str  # keep | discard | inconclusive
+    effect: float | None  # in the metric's unit
+    low: float | None
+    high: float | None
+    seeds: int
+    compute_saved: float | None  # share of the baseline's FLOPs that the effect is worth
+    false_discovery_rate: float | None  # over the whole project
+    seeds_needed: int | None  # to settle an effect of this size
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StageView:
+    """`departures` from the protocol make its verdicts exploratory."""
+
+    record: int  # number of the review in the ledger
+    stage: str  # screen | gate | confirmation | ladder | trial
+    metric: str
+    verdicts: list[VerdictView]
+    departures: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReviewView:
+    """What came of a draft; no stages where nothing was reviewed yet."""
+
+    draft: str
+    state: str
+    kept: list[str]
+    problems: list[str]
+    stages: list[StageView]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jaxlm.research.diagnose.statistics import SPIKE_Z
 from jaxlm.research.diagnose.telemetry import EXPECTED_LR, Telemetry
 
 LARGE_UPDATE = 0.1  # rms of an update over rms of the parameters
+FIRST = 10  # updates
 TINY_UPDATE = 1.2e-3  # the same, of the largest update of all
 UNIGRAM = "data/unigram_nats"
 RATIO = f"optim/lr / {EXPECTED_LR}"
@@ -52,7 +53,10 @@ def too_large_updates(t: Telemetry) -> Iterator[Finding]:
     """Updates of a tenth of their parameters: throughout, or only for want of a warmup."""
     config, steps = t.config, t.config.train.num_steps
     until = config.optim.warmup_steps + 5
-    large = cite(t, "update/ratio_rms", "median", "above", LARGE_UPDATE, last=until)
+    # parameters that blow up soon hide how large the first updates were
+    large = cite(t, "update/ratio_rms", "median", "above", LARGE_UPDATE, last=until) or cite(
+        t, "update/ratio_rms", "median", "above", 1.5 * LARGE_UPDATE, last=min(until, FIRST)
+    )
     if not large:
         return
     early = max(10, steps // 10)

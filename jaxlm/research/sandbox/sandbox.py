@@ -35,6 +35,13 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"
           "/dev/urandom", "/dev/zero", "/sys/devices/system", "/proc")  # fmt: skip
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--ipc", "--uts", "--fork",
            "--mount-proc", "--kill-child=KILL")  # fmt: skip
+# Goes before a command: it ends with the process that watches it, however that ends.
+TIE = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else it has ended already
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 LOOK_S = 0.1  # between two looks of the watch
 # Of each process, on average; where the kernel bounds all together, since the watch may come too late.
 THREADS = max(16, os.cpu_count() or 1)
@@ -97,10 +104,11 @@ def run(
     with tempfile.TemporaryDirectory() as aside, open(Path(aside) / "output", "w+b") as output:
         spec = Path(aside) / "spec.json"
         spec.write_text(json.dumps(_spec(command, folder, readable, limits, stands)))
+        tie = (sys.executable, "-I", "-S", "-c", TIE, str(os.getpid()))
         shell = UNSHARE if "namespaces" in stands else ()
         pipe = subprocess.DEVNULL if talk is None else subprocess.PIPE
         process = subprocess.Popen(
-            [*shell, sys.executable, "-I", "-S", str(Path(walls.__file__)), str(spec)],
+            [*tie, *shell, sys.executable, "-I", "-S", str(Path(walls.__file__)), str(spec)],
             stdin=pipe, stdout=output if talk is None else pipe, stderr=output,
             env=_environment(folder), start_new_session=True,
         )  # fmt: skip

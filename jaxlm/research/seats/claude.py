@@ -23,8 +23,9 @@ from jaxlm.core.canonical import to_jsonable, write_json_atomic
 from jaxlm.core.errors import ConfigError, RunError, UserError
 from jaxlm.research.desk.desk import Desk, verbs
 from jaxlm.research.desk.quoting import plain, redacted
+from jaxlm.research.desk.records import Seat
 from jaxlm.research.seats import spending
-from jaxlm.research.seats.spending import Seat
+from jaxlm.telemetry.readable import printable
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 TRIES = 4  # of one call
@@ -137,9 +138,7 @@ def _stream(client: anthropic.Anthropic, request: dict[str, Any], say: Say) -> A
     with client.messages.stream(**request) as stream:
         for event in stream:
             if event.type == "text":
-                say(
-                    plain(event.text, len(event.text) + 1) if "\n" not in event.text else event.text
-                )
+                say(printable(event.text))
                 seen += len(event.text)
             elif event.type == "input_json":
                 seen += len(event.partial_json)

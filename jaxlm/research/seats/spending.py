@@ -7,37 +7,15 @@ max_tokens: what was reserved is never less than what is charged.  A call whose 
 """
 
 import dataclasses
-import math
 import secrets
 from typing import Any
 
-from jaxlm.core.errors import ConfigError
 from jaxlm.research.desk import gates
 from jaxlm.research.desk.desk import Desk
-from jaxlm.research.desk.records import Call
+from jaxlm.research.desk.records import Call, Seat
 from jaxlm.research.desk.signing import read_key
 
 CACHE_WRITE, CACHE_READ = 1.25, 0.1  # prices of cached input, relative to plain input
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Which model, and what it costs; prices as its provider states them."""
-
-    model: str = "claude-opus-5-5"
-    usd_per_mtok_in: float = 5.0
-    usd_per_mtok_out: float = 25.0
-    max_tokens: int = 4096  # of one reply
-    max_turns: int = 24  # calls of one task
-
-    def __post_init__(self) -> None:
-        for name in ("usd_per_mtok_in", "usd_per_mtok_out"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} must be a price >= 0, got {value}")
-        for name in ("max_tokens", "max_turns"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 def reserve(desk: Desk, seat: Seat, request_bytes: int) -> Call:

@@ -5,11 +5,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from jaxlm.core.errors import ConfigError
+from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research import launch
 from jaxlm.research.launch import Workers
 from jaxlm.telemetry.writer import latest_rows
@@ -78,7 +80,27 @@ def test_a_worker_is_told_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "executable", str(python))
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.setenv(name, "sk-ant-secret-of-a-person")
-    launch.run_job("train", tmp_path / "job.json", lambda news: None)
+    launch.run_job("train", tmp_path / "job.json", lambda news: None, threading.Event())
     told = (tmp_path / "told").read_text()
     assert "PATH=" in told
     assert "sk-ant-secret" not in told
+
+
+@pytest.mark.parametrize("wish", ["SIG_DFL", "SIG_IGN"])
+def test_a_worker_that_is_to_stop_ends_also_where_it_does_not_want_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    python = tmp_path / "python"
+    says = f"import signal, time; signal.signal(signal.SIGTERM, signal.{wish}); time.sleep(60)"
+    python.write_text(
+        f"#!/bin/sh\necho start >> {tmp_path}/told\nexec {sys.executable} -c '{says}'\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(launch, "GRACE_S", 1.0)
+    stop, begun = threading.Event(), time.monotonic()
+    threading.Timer(1.0, stop.set).start()
+    with pytest.raises(RunError, match="a worker stopped: it was asked to"):
+        launch.run_job("train", tmp_path / "job.json", lambda news: None, stop)
+    assert time.monotonic() - begun < 20
+    assert (tmp_path / "told").read_text() == "start\n"  # and is not started again

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from jaxlm.bench.attacks import states
-from jaxlm.core.errors import RunError
+from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research.desk import gates, person
 from jaxlm.research.desk.signing import KEY_VARIABLE, append_signed, own_key, read_key
 from jaxlm.research.ledger import Ledger
-from tests.jaxlm.research.desk.workshop import begun, drafted, yes
+from tests.jaxlm.research.desk.workshop import begun, drafted, proposed, yes
 
 
 @pytest.mark.parametrize("name", states.ROADS)
@@ -63,6 +63,23 @@ def test_limits_bind(tmp_path: Path) -> None:
     gates.append(desk.ledger, read_key(), "start", {"draft": first, **states.BY})
     with pytest.raises(RunError, match="the project has .* left"):
         gates.append(desk.ledger, read_key(), "start", {"draft": second, **states.BY})
+
+
+@pytest.mark.parametrize(
+    ("flops", "hours"), [(1e30, float("inf")), (float("inf"), 1.0), (1e9, 0.0)]
+)
+def test_an_envelope_has_an_end(tmp_path: Path, flops: float, hours: float) -> None:
+    with pytest.raises(ConfigError, match="numbers above 0"):
+        person.sign_envelope(begun(tmp_path), ["OptimConfig.b1"], flops, hours, yes)
+
+
+@pytest.mark.parametrize("least", [-1.0, float("nan"), float("inf")])
+def test_a_draft_that_would_keep_a_harm_is_not_made(tmp_path: Path, least: float) -> None:
+    """Before anybody is asked, and not at its review, when all has been paid."""
+    desk = begun(tmp_path)
+    with pytest.raises(ConfigError, match="smallest_effect must be >= 0"):
+        desk.draft([proposed(desk, b1="0.8")], "it helps", 4, least)
+    assert desk.standing().drafts == {}
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,18 @@ def test_it_tells_the_round_and_every_number_is_backed(desk: Desk) -> None:
         assert words in text
     assert lint.unbacked(text, bodies(desk)) == []
     assert "good &lt;b&gt;" in html and "good <b>" not in html
-    assert html.count("<svg") >= 2
+    assert (
+        html.count("<figure") == 2 * 3
+    )  # of screen and confirmation: effects, two charts of curves
     assert not re.search(r'(src|href)="(?!#)', html)  # self-contained
+
+
+def test_runs_that_cannot_be_read_leave_the_numbers(desk: Desk) -> None:
+    for path in (desk.project / "runs").glob("*/telemetry.jsonl"):
+        path.write_text("damaged\n")
+    text, html = (path.read_text() for path in report.write_report(desk, desk.project))
+    assert "screen: good <b>: keep" in text
+    assert html.count("cannot be drawn") == 2
 
 
 def bodies(desk: Desk) -> dict:

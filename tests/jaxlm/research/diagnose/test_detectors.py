@@ -45,6 +45,19 @@ def test_too_high_a_learning_rate_explains_what_follows_from_it(rows):
     assert ("divergence", "lr_too_high") in [(f.cause, f.explained_by) for f in found]
 
 
+def test_too_high_a_learning_rate_is_seen_before_the_parameters_blow_up(rows):
+    """Then the same updates are small beside them, and attention saturates."""
+    for row in rows:
+        if row["kind"] == "train":
+            row["update/ratio_rms"] = 0.25 if row["step"] <= 9 else 0.08
+            if "attention/logit_max@layer_1" in row:
+                row["attention/logit_max@layer_1"] *= 1.1 ** row["step"]
+    found = examine(from_rows(CONFIG, rows))
+    assert [(f.cause, f.explained_by) for f in found] == [
+        ("lr_too_high", None), ("attention_logit_growth", "lr_too_high"),
+    ]  # fmt: skip
+
+
 def test_too_short_a_warmup_shows_in_the_first_updates(rows):
     optim = dataclasses.replace(CONFIG.optim, warmup_steps=0)
     for row in rows:

@@ -2,7 +2,10 @@
 """What honest code needs, and can.  What other code tries, and cannot: bench/attacks/walls.py."""
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from jaxlm.core.errors import RunError
 from jaxlm.research.sandbox import sandbox, walls
 from jaxlm.research.sandbox.sandbox import THREADS, Limits, Result
+from tests.e2e.workshop import ROOT
 
 pytestmark = pytest.mark.skipif(
     sandbox.level() != "namespaces and landlock", reason=f"this machine has {sandbox.level()}"
@@ -77,3 +81,30 @@ def test_without_walls_nothing_runs(work: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(sandbox, "level", lambda stands=stands: stands)
         with pytest.raises(RunError, match=f"this machine has {stands}; nothing was run"):
             run("print(1)", work)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_watch(work: Path, how: signal.Signals) -> None:
+    """Whoever watches its limits is killed: it ends too, with all its children."""
+    work.mkdir()
+    says = "import os, time\nos.fork()\nwhile True: open('alive', 'w').close(); time.sleep(0.1)"
+    code = f"""
+import sys
+from pathlib import Path
+from jaxlm.research.sandbox import sandbox
+sandbox.run([sys.executable, "-c", {says!r}], Path({str(work)!r}), [], sandbox.Limits())
+"""
+    watching = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    alive = work / "alive"
+    end = time.monotonic() + 60
+    while not alive.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive.exists()
+    watching.send_signal(how)
+    watching.wait()
+    time.sleep(1.0)  # for the kernel
+    alive.unlink()
+    time.sleep(1.0)
+    assert not alive.exists()

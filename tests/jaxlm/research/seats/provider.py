@@ -15,6 +15,7 @@ from typing import Any
 import anthropic
 
 Reply = dict[str, Any]
+PIECE = 5  # characters of one event
 
 
 def text(words: str, stop: str = "end_turn", **more: Any) -> Reply:
@@ -95,15 +96,14 @@ def _events(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "message_start", {"message": message}
     for index, block in enumerate(reply["blocks"]):
         if block["type"] == "text":
-            start, delta = {**block, "text": ""}, {"type": "text_delta", "text": block["text"]}
+            start, kind, key, whole = {**block, "text": ""}, "text_delta", "text", block["text"]
         else:
-            partial = reply.get("partial_json") or json.dumps(block["input"])
-            start, delta = (
-                {**block, "input": {}},
-                {"type": "input_json_delta", "partial_json": partial},
-            )
+            whole = reply.get("partial_json") or json.dumps(block["input"])
+            start, kind, key = {**block, "input": {}}, "input_json_delta", "partial_json"
         yield "content_block_start", {"index": index, "content_block": start}
-        yield "content_block_delta", {"index": index, "delta": delta}
+        for i in range(0, len(whole), PIECE):
+            delta = {"type": kind, key: whole[i : i + PIECE]}
+            yield "content_block_delta", {"index": index, "delta": delta}
         yield "content_block_stop", {"index": index}
     ended = {"stop_reason": reply["stop"], "stop_sequence": None}
     yield "message_delta", {"delta": ended, "usage": {"output_tokens": 50}}

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.cli.main import main
 from jaxlm.core.errors import RunError
 from jaxlm.research.desk import gates
 from jaxlm.research.desk.desk import Desk
+from jaxlm.research.desk.records import Seat
 from jaxlm.research.desk.signing import read_key
-from jaxlm.research.seats.spending import Seat
+from tests.e2e.workshop import furnish
 from tests.jaxlm.research.desk.workshop import begun
 from tests.jaxlm.research.seats.provider import Provider, Reply, error, text, tool
 
@@ -66,6 +68,13 @@ def begun_id(desk: Desk) -> str:
     ].id
 
 
+def test_what_it_says_streams_as_it_is_but_steers_no_terminal(tmp_path: Path) -> None:
+    """In pieces that begin and end anywhere: blanks stay, control characters do not."""
+    words = "1. a  change of one field,\n\n   and \x1b]0;owned\x07 its\treason"
+    *_, said, _ = sit(begun(tmp_path), [text(words)])
+    assert said == "1. a  change of one field,\n\n   and �]0;owned� its    reason"
+
+
 def test_costs_are_those_of_the_usage_and_sum_up(tmp_path: Path) -> None:
     desk = begun(tmp_path)
     usage = {
@@ -85,7 +94,7 @@ FAILURES: dict[str, Reply] = {
     "529": error(529, "overloaded_error"),
     "cut before any text": text("lost words", cut_after=1),
     "cut in the text": text("lost words", cut_after=3),
-    "cut before the end": text("lost words", cut_after=5),
+    "cut before the end": text("lost words", cut_after=-1),
     "garbage": text("lost words", garbage="{not json"),
     "wrong shape": text("lost words", garbage='{"type": "message_start", "message": 7}'),
     "too long": text("x" * 9000),
@@ -214,6 +223,33 @@ def test_the_key_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert key in str(provider.headers[0])  # it reached the provider, and only that
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert not [p for p in files if key.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ("", ("claude-haiku-5-5", 1.0, 5.0)), ("--usd-per-mtok 2,6", ("claude-haiku-5-5", 2.0, 6.0)),
+        ("--model other --usd-per-mtok 2,6", ("other", 2.0, 6.0)), ("--model other", None),
+    ],
+)  # fmt: skip
+def test_the_project_says_which_model_sits_there_and_at_what_price(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    want: tuple[str, float, float] | None,
+) -> None:
+    furnish(tmp_path)
+    begin = "init base.gin --max-flops 1e12 --model claude-haiku-5-5 --usd-per-mtok 1,5"
+    assert main(["research", *begin.split()]) == 0
+    seats: list[Seat] = []
+    monkeypatch.setattr(
+        claude,
+        "sit",
+        lambda desk, task, seat, say: seats.append(seat) or claude.Ended("", "", 0, 0),
+    )
+    code = main(["research", "propose", "--with", "claude", *words.split()])
+    got = [(s.model, s.usd_per_mtok_in, s.usd_per_mtok_out) for s in seats]
+    assert (code, got) == ((0, [want]) if want else (2, []))
 
 
 def test_without_a_key_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

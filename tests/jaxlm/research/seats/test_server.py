@@ -47,6 +47,7 @@ async def use_every_tool(client: Any) -> dict[str, Any]:
     proposal = await call("propose", **CHANGE)
     await call("patch", title="x", diff="no diff", why="", effect=0.0, low=-0.1, high=0.1)
     draft = await call("draft", proposals=[proposal["id"]], hypothesis="it helps")
+    await call("review", draft=draft["id"])
     await call("run", draft=draft["id"])
     await call("halt", why="enough")
     return found
@@ -76,7 +77,7 @@ def test_every_tool_in_memory(tmp_path: Path) -> None:
         async with mcp.Client(server.build_server(desk)) as client:
             tools = {t.name: t for t in (await client.list_tools()).tools}
             assert {n for n, t in tools.items() if t.annotations.read_only_hint} == {
-                "status", "log", "runs", "curve", "diagnose", "fields", "source", "ideas",
+                "status", "log", "runs", "curve", "diagnose", "fields", "source", "ideas", "review",
             }  # fmt: skip
             assert not {"approve", "adopt", "resume", "refuse", "envelope"} & set(tools)
             return await use_every_tool(client)
@@ -140,8 +141,13 @@ INJECTIONS = [
 ]  # fmt: skip
 
 
+SAMPLE = "what-a-model-wrote"
+
+
 def plant(words: str) -> None:
-    """Runs whose name, status and telemetry hold the words, and one with an honest name."""
+    """Runs whose name, status, telemetry, samples and log hold the words, also in one with an honest
+    name; and a document of the corpus.
+    """
     for name in ("honest", "".join(c for c in words if c not in "/\0")[:80] or "x"):
         run = Path("runs") / name
         run.mkdir(parents=True, exist_ok=True)
@@ -152,11 +158,16 @@ def plant(words: str) -> None:
             for i in range(1, 4)
         ]
         (run / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sample = {"step": 3, "prompt": f"{SAMPLE} {words}", "text": f"{words} {SAMPLE}"}
+        (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+        (run / "train.log").write_text(f"{SAMPLE} {words}\n")
+    with open("text/docs.jsonl", "a") as corpus:
+        corpus.write(json.dumps({"text": f"{SAMPLE} {words}"}) + "\n")
 
 
 @pytest.mark.parametrize("words", INJECTIONS)
 def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) -> None:
-    """In names of runs, rows of telemetry, statuses, titles, hypotheses and reasons."""
+    """In names of runs, rows of telemetry, statuses, samples, logs, data, titles, hypotheses, reasons."""
     desk = begun(tmp_path)
     before = [idea.title for idea in desk.ideas()]
     plant(words)
@@ -165,8 +176,10 @@ def test_words_in_runs_and_records_change_nothing(tmp_path: Path, words: str) ->
     assert draft.state == "checked"
     assert desk.standing().usd == 0 and desk.standing().flops == 0
     views = desk.runs(), desk.log(), desk.status(), desk.curve("honest", "train/loss_nats")
+    views += (desk.review(draft.id),)
     shown = json.dumps([str(view) for view in views])
     assert "\\u001b" not in shown and len(shown) < 20_000
+    assert SAMPLE not in shown  # what is sampled, logged or trained on is not read at all
     assert {run.status for run in desk.runs()} <= {
         "completed",
         "diverged",
