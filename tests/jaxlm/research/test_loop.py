@@ -255,8 +255,7 @@ def test_a_baseline_that_allows_no_comparison_ends_it_for_good(workshop: FakeWor
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*os.fork.. was called:RuntimeWarning")  # the child is replaced
-@pytest.mark.filterwarnings("ignore:.*_at_fork:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(900)
 def test_the_one_command_on_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes: a terminal at which somebody agrees once, and every worker a process."""
     monkeypatch.chdir(tmp_path)
