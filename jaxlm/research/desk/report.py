@@ -91,6 +91,7 @@ def as_page(told: Sequence[Section], project: Path) -> str:
 
 def _drawn(stage: Stage, project: Path) -> Iterator[str]:
     """Effects, and the curves behind them; those of a ladder and a trial are drawn with the trial."""
+    yield f"<h3>{markup(stage.protocol.stage.capitalize())}</h3>"
     yield f'<div class="box">{effects(stage.review, stage.protocol)}</div>'
     if stage.protocol.stage not in ("ladder", "trial"):
         try:

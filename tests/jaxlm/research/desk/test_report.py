@@ -41,6 +41,7 @@ def test_it_tells_the_round_and_every_number_is_backed(desk: Desk) -> None:
     assert (
         html.count("<figure") == 2 * 3
     )  # of screen and confirmation: effects, two charts of curves
+    assert re.findall("<h3>(.*?)</h3>", html) == ["Screen", "Confirmation"]
     assert not re.search(r'(src|href)="(?!#)', html)  # self-contained
 
 
