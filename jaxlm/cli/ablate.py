@@ -71,7 +71,9 @@ def _add_question(group: Any) -> None:
     )  # fmt: skip
     group.add_argument("--hypothesis", default="", help="what you expect, in words; kept")
     group.add_argument(
-        "--predict", metavar="EFFECT,LOW,HIGH", help="what you expect, in numbers; kept and scored"
+        "--predict",
+        metavar="EFFECT,LOW,HIGH",
+        help="what you expect of the best arm, in numbers; kept and scored",
     )
 
 

@@ -36,6 +36,9 @@ every knob is a config field: jaxlm train CONFIG --set OptimConfig.peak_lr=3e-4
 """
 
 
+NUMBERS = re.compile(r"-[\d.]+,")  # a list whose first is negative
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake as every other one is reported: in one line."""
 
@@ -90,7 +93,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             module = importlib.import_module(f"jaxlm.cli.{name}")
             module.add_arguments(command)
             command.set_defaults(execute=module.run)
-    args, unknown = parser.parse_known_args(argv)
+    # argparse takes -0.02,-0.04,0 for an option, but nothing with a blank
+    words = [f" {word}" if NUMBERS.match(word) else word for word in argv]
+    args, unknown = parser.parse_known_args(words)
     # argparse passes over a list that stands behind options
     if getattr(args, "config", None) == []:
         args.config = [word for word in unknown if not word.startswith("-")]

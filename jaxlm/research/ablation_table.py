@@ -86,22 +86,23 @@ def _conclusions(stages: Sequence[Stage]) -> Iterator[str]:
         yield f"{arm}: {'; '.join(says)}"
     predicted = stages[0].protocol.predicted
     if predicted is not None:
-        yield from _predictions(predicted, stages)
+        yield from _prediction(predicted, stages[0])
     known = [v for v in stages[0].review.verdicts if v["noise_floor"] is not None]
     if known:
         floors = ", ".join(sorted({f"{v['noise_floor']:.4f}" for v in known}))
         yield f"noise of one paired difference: {floors} ({stages[0].protocol.metric})"
 
 
-def _predictions(predicted: tuple[float, float, float], stages: Sequence[Stage]) -> Iterator[str]:
-    effect, low, high = predicted
-    for verdict in stages[0].review.verdicts:
-        if verdict["effect"] is not None:
-            held = low <= verdict["effect"] <= high
-            yield (
-                f"{verdict['arm']}: predicted {effect:+.4f} ({low:+.4f} to {high:+.4f}), "
-                f"{'which holds' if held else 'which does not hold'}"
-            )
+def _prediction(predicted: tuple[float, float, float], stage: Stage) -> Iterator[str]:
+    """What was expected of the best arm, beside what it came to."""
+    (effect, low, high), sign = predicted, 1 if stage.protocol.direction == "lower" else -1
+    seen = [v for v in stage.review.verdicts if v["effect"] is not None]
+    if seen:
+        best = min(seen, key=lambda v: sign * v["effect"])
+        yield (
+            f"predicted of the best arm {effect:+.4f} ({low:+.4f} to {high:+.4f}); {best['arm']} came out "
+            f"at {best['effect']:+.4f}: {'within' if low <= best['effect'] <= high else 'outside'}"
+        )
 
 
 def _claim(claim: dict[str, Any], protocol: Protocol) -> str:

@@ -59,6 +59,15 @@ def test_good_null_and_bad_arms_get_their_verdicts_and_nothing_is_claimed(
     assert "no gain is claimed" in out and "EXPLORATORY" not in out
 
 
+@pytest.mark.parametrize(("low", "says"), [("-0.2", "within"), ("-0.03", "outside")])
+def test_what_was_predicted_stands_beside_the_best_arm_alone(
+    low: str, says: str, workers: FakeWorkers, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ablate(*ALL, "--predict", f"-0.01,{low},0")
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "predicted" in line]
+    assert "; good came out at -0.0" in line and line.endswith(says)
+
+
 def test_the_pilot_is_paid_once_and_precedes_every_arm(workers: FakeWorkers) -> None:
     ablate(*ALL)
     kinds = [r.kind for r in LEDGER]
