@@ -115,10 +115,12 @@ def test_a_run_goes_on_with_two_and_then_four_processes(tiny_config: Path, tmp_p
 
 ABORTS = """
 import os, sys, time, jax
+from jax._src import distributed
 from jaxlm.train.processes import leaving_at_failure
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 jax.devices()
 with leaving_at_failure():
+    distributed.global_state.client.wait_at_barrier("both inside", 60_000)
     if sys.argv[2] == "0":
         os.abort()
     time.sleep(60)
