@@ -36,7 +36,7 @@ every knob is a config field: jaxlm train CONFIG --set OptimConfig.peak_lr=3e-4
 """
 
 
-NUMBERS = re.compile(r"-[\d.]+,")  # a list whose first is negative
+NUMBERS = re.compile(r"-[\d.]+(e[-+]?\d+)?,", re.IGNORECASE)  # a list whose first is negative
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ costs a tenth, on any that is worth a campaign nothing.  What is not a product s
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,22 @@ def product_flops(jaxpr: Any) -> float:
 
 def _flops(equation: Any) -> float:
     if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        lhs, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-        return 2.0 * math.prod(out) * math.prod(lhs[dim] for dim in contracted)
+        return _product(equation, equation.params["dimension_numbers"])
+    if equation.primitive.name == "ragged_dot_general":  # of experts: each row meets one group
+        dims = equation.params["ragged_dot_dimension_numbers"]
+        return _product(equation, dims.dot_dimension_numbers, dims.rhs_group_dimensions)
     inner = [product_flops(jaxpr) for jaxpr in _inner(equation)]
     if equation.primitive.name == "cond":
         return max(inner, default=0.0)
     return equation.params.get("length", 1) * sum(inner)  # of a scan
+
+
+def _product(equation: Any, dimension_numbers: Any, groups: Sequence[int] = ()) -> float:
+    """Every element of the left meets all that the right has beside shared dimensions."""
+    (_, contracted), (_, batch) = dimension_numbers
+    lhs, rhs = (variable.aval.shape for variable in equation.invars[:2])
+    shared = {*contracted, *batch, *groups}
+    return 2.0 * math.prod(lhs) * math.prod(n for i, n in enumerate(rhs) if i not in shared)
 
 
 def _inner(equation: Any) -> Iterator[Any]:

@@ -63,7 +63,7 @@ def test_good_null_and_bad_arms_get_their_verdicts_and_nothing_is_claimed(
 def test_what_was_predicted_stands_beside_the_best_arm_alone(
     low: str, says: str, workers: FakeWorkers, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ablate(*ALL, "--predict", f"-0.01,{low},0")
+    ablate(*ALL, "--predict", f"-1e-2,{low},0")
     (line,) = [line for line in capfd.readouterr().out.splitlines() if "predicted" in line]
     assert "; good came out at -0.0" in line and line.endswith(says)
 

@@ -17,6 +17,7 @@ from jaxlm.train.config import TrainConfig
 from jaxlm.train.setup import abstract_batch, build_trainer, on_mesh
 
 X, W = jnp.ones((4, 8)), jnp.ones((8, 8))
+EXPERTS = jnp.ones((3, 8, 8))
 PRODUCT = 2 * 4 * 8 * 8
 
 
@@ -34,6 +35,12 @@ PROGRAMS = {
         lambda x: jax.lax.cond(x[0, 0] > 0, loop, lambda x: x @ W, x), 5,
     ),
     "forward and backward": (jax.grad(lambda x: (x @ W).sum()), 2),
+    "experts": (lambda x: jax.lax.ragged_dot(x, EXPERTS, jnp.array([1, 0, 3])), 1),
+    "gradients of rows and experts": (
+        lambda x: jax.grad(
+            lambda x, w: jax.lax.ragged_dot(x, w, jnp.array([1, 0, 3])).sum(), argnums=(0, 1)
+        )(x, EXPERTS), 3,
+    ),
     "computed again": (jax.grad(jax.checkpoint(lambda x: jnp.tanh(x @ W).sum())), 3),
 }  # fmt: skip
 
