@@ -2,20 +2,19 @@
 """`jaxlm research init ... adopt`: the loop's verbs on the command line, for people and for seats."""
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.cli import desk_text
 from jaxlm.cli.common import add_config_arguments
+from jaxlm.cli.seat import add_model_arguments, add_seat_arguments, ask_claude, seat_of
 from jaxlm.core.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from jaxlm.config import RunConfig
     from jaxlm.research.desk.desk import Desk
-    from jaxlm.research.desk.records import Seat
-    from jaxlm.research.desk.views import DraftView, ProposalView, StatusView
     from jaxlm.research.runner import Progress
 
 VERBS = {
@@ -54,7 +53,7 @@ def add_verbs(verbs: Any, project: Callable[[argparse.ArgumentParser], None]) ->
         "--promote", action="append", default=[], metavar="KEY=VALUE",
         help="a larger scale, at which what is kept must hold too; repeatable",
     )  # fmt: skip
-    _add_model_arguments(begin)
+    add_model_arguments(begin)
     made["propose"].add_argument(
         "--run", dest="look", type=Path, metavar="RUN", help="diagnose it first"
     )
@@ -111,17 +110,6 @@ def _add_patch_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     )  # fmt: skip
 
 
-def add_seat_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("who sits there")
-    group.add_argument("--with", dest="seat", choices=("rules", "claude"), default="rules")
-    _add_model_arguments(group)
-
-
-def _add_model_arguments(parser: Any) -> None:
-    parser.add_argument("--model", help="id of the model that --with claude asks")
-    parser.add_argument("--usd-per-mtok", metavar="IN,OUT", help="its prices per million tokens")
-
-
 def run(args: argparse.Namespace) -> int:
     from jaxlm.research.desk import person
 
@@ -176,7 +164,7 @@ def _init(args: argparse.Namespace, desk: "Desk") -> int:
         Project(
             config=tuple(args.config), overrides=tuple(args.overrides), promote=tuple(args.promote),
             max_flops=args.max_flops, max_usd=args.max_usd, max_hours=args.max_hours,
-            paths=checked_paths(args.patch_path or PATHS), seat=_seat(args, Seat()),
+            paths=checked_paths(args.patch_path or PATHS), seat=seat_of(args, Seat()),
         ),
     )  # fmt: skip
     return _say(f"project begun in {args.project}; next: jaxlm research propose")
@@ -193,32 +181,22 @@ def _propose(args: argparse.Namespace, desk: "Desk") -> int:
         for finding in offline.look(desk, args.look.resolve().name):
             print(f"{finding.cause} ({finding.confidence:.0%}): {'; '.join(finding.evidence)}")
     if args.seat == "claude":
-        return _ask_claude(args)
+        return _ask_claude(args, desk)
     rules = desk_of(args.project, offline.SEAT)
     found = offline.propose(rules, args.count)
     if not found:
         return _say("nothing left that was not tried; propose by hand, or with a model")
-    print("\n".join(_listed(found)))
+    print("\n".join(desk_text.proposals(found)))
     return _say("next: jaxlm research draft")
 
 
-def _listed(found: "Sequence[ProposalView]") -> Iterator[str]:
-    """Proposals as a table, in their order."""
-    from jaxlm.telemetry.readable import aligned, number
+def _ask_claude(args: argparse.Namespace, desk: "Desk") -> int:
+    from jaxlm.research.desk.records import Seat
 
-    head = (
-        "proposal", "title", "changes", "effect expected", "holds it 9 times in 10", "a run costs",
-        "gain per 1e15 FLOPs",
-    )  # fmt: skip
-    rows = [
-        (
-            p.id[:12], p.title, ", ".join(f"{k} = {v}" for k, v in p.changes.items()),
-            f"{p.effect:+.4f}", f"{p.low:+.4f} to {p.high:+.4f}", f"{number(p.flops)}FLOPs",
-            number(p.score),
-        )
-        for p in found
-    ]  # fmt: skip
-    return aligned([head, *rows])
+    project = desk.standing().project
+    assert project is not None  # or there would be no standing
+    seat = seat_of(args, Seat(**project.get("seat", {})))
+    return _say(ask_claude(desk_of(args.project, seat.model), seat, args.count))
 
 
 def _patch(args: argparse.Namespace, desk: "Desk") -> int:
@@ -239,48 +217,6 @@ def _patch(args: argparse.Namespace, desk: "Desk") -> int:
     return _say(f"{found.id[:12]}  {found.title}; next: jaxlm research draft {found.id[:12]}")
 
 
-def _ask_claude(args: argparse.Namespace) -> int:
-    try:
-        from jaxlm.research.seats import claude
-    except ImportError as e:
-        raise ConfigError(f"--with claude needs {e.name}: pip install 'jaxlm[research]'") from e
-    from jaxlm.research.desk.records import Seat
-
-    project = desk_of(args.project, "").standing().project
-    assert project is not None
-    seat = _seat(args, Seat(**project.get("seat", {})))
-    task = (
-        f"Propose at most {args.count} changes for this project, then make one draft of them. Look "
-        "at its status, ledger, runs and findings first."
-    )
-    desk = desk_of(args.project, seat.model)
-    ended = claude.sit(desk, task, seat, lambda text: print(text, end="", flush=True))
-    print()
-    left = desk.status().usd_left
-    return _say(f"{ended.stop} after {ended.calls} calls, {ended.usd:.4f} USD; {left:.2f} left")
-
-
-def _seat(args: argparse.Namespace, usual: "Seat") -> "Seat":
-    """The project's, but for what is given.  Raises ConfigError for a model whose prices nobody told."""
-    given: dict[str, Any] = {}
-    if args.model and args.model != usual.model:
-        given["model"] = args.model
-        if not args.usd_per_mtok:
-            raise ConfigError(
-                f"--model {args.model} needs --usd-per-mtok IN,OUT: its prices keep the budget"
-            )
-    if args.usd_per_mtok:
-        try:
-            given["usd_per_mtok_in"], given["usd_per_mtok_out"] = map(
-                float, args.usd_per_mtok.split(",")
-            )
-        except ValueError:
-            raise ConfigError(
-                f"--usd-per-mtok must be two numbers such as 5,25, got {args.usd_per_mtok!r}"
-            ) from None
-    return dataclasses.replace(usual, **given)
-
-
 def _draft(args: argparse.Namespace, desk: "Desk") -> int:
     chosen = args.proposals
     if not chosen:
@@ -290,7 +226,7 @@ def _draft(args: argparse.Namespace, desk: "Desk") -> int:
         raise RunError("no open proposals; `jaxlm research propose` makes some")
     titles = ", ".join(p["title"] for p in desk.find_proposals(chosen))
     made = desk.draft(list(chosen), args.hypothesis or f"one of these helps: {titles}", args.seeds)
-    print("\n".join(_told(made)))
+    print("\n".join(desk_text.draft_lines(made)))
     if made.state == "checked":
         return _say(f"next: jaxlm research approve {made.id[:12]}")
     return 0 if made.state == "approved" else 2
@@ -313,7 +249,9 @@ def _run(args: argparse.Namespace, desk: "Desk") -> int:
             stages = run_draft(desk, name, desk.means)
         if stages:  # a pilot has none
             print("\n".join(table(stages)))
-        print("\n".join(_told(next(d for d in desk.status().drafts if d.id == name))))
+        print(
+            "\n".join(desk_text.draft_lines(next(d for d in desk.status().drafts if d.id == name)))
+        )
     return 0
 
 
@@ -328,12 +266,12 @@ def _review(args: argparse.Namespace, desk: "Desk") -> int:
         raise RunError("nothing was reviewed yet; `jaxlm research run` does it after the runs")
     for name, stages in found.items():
         if stages:
-            print("\n".join([*_told(drafts[name]), *table(stages), ""]))
+            print("\n".join([*desk_text.draft_lines(drafts[name]), *table(stages), ""]))
     return 0
 
 
 def _status(args: argparse.Namespace, desk: "Desk") -> int:
-    print("\n".join(_lines(desk.status())))
+    print("\n".join(desk_text.status_lines(desk.status())))
     return 0
 
 
@@ -341,34 +279,6 @@ def _report(args: argparse.Namespace, desk: "Desk") -> int:
     from jaxlm.research.desk.report import write_report
 
     return _say("report: " + ", ".join(map(str, write_report(desk, args.project))))
-
-
-def _lines(status: "StatusView") -> list[str]:
-    from jaxlm.telemetry.readable import number
-
-    lines = [
-        f"config    {' '.join([*status.config, *status.overrides])}",
-        f"adopted   {', '.join(status.adopted) or 'nothing yet'}",
-        f"left      {number(status.flops_left)}FLOPs, {status.usd_left:.2f} USD, {status.hours_left:.1f} h",
-    ]
-    if status.is_halted:
-        lines.append("HALTED    nothing starts; jaxlm research resume")
-    for draft in status.drafts:
-        lines += _told(draft)
-    return lines
-
-
-def _told(draft: "DraftView") -> list[str]:
-    from jaxlm.telemetry.readable import number
-
-    lines = [
-        f"{draft.id[:12]}  {draft.state:9s} {', '.join(draft.arms)}; {draft.seeds} seeds, at most "
-        f"{number(draft.flops)}FLOPs"
-    ]
-    lines += [f"              {problem}" for problem in draft.problems]
-    if draft.kept:
-        lines.append(f"              kept: {', '.join(draft.kept)}")
-    return lines
 
 
 def _say(text: str) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.e2e.workshop import ROOT
+from tests.jaxlm.research.terminal import TAKE_TERMINAL
 
 
 class Dash:
@@ -40,19 +41,15 @@ class Dash:
 def dash(folder: Path, *arguments: str, has_terminal: bool = True) -> Iterator[Dash]:
     """Started in `folder`, on any free port; ended as by Ctrl-C."""
     ours, theirs = pty.openpty()
-    take_terminal = (
-        "import fcntl, os, sys, termios; os.setsid(); "
-        f"fcntl.ioctl({theirs}, termios.TIOCSCTTY, 0) if {has_terminal} else None; "
-        "os.execv(sys.executable, [sys.executable, '-m', 'jaxlm.cli.main', *sys.argv[1:]])"
-    )
+    command = [sys.executable, "-m", "jaxlm.cli.main", "dash", "--port", "0", *arguments]
     process = subprocess.Popen(
-        [sys.executable, "-c", take_terminal, "dash", "--port", "0", *arguments],
+        [sys.executable, "-c", TAKE_TERMINAL, *command] if has_terminal else command,
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
+        stdin=theirs if has_terminal else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=[theirs],
+        start_new_session=not has_terminal,
         text=True,
     )
     os.close(theirs)
