@@ -14,7 +14,7 @@ from jaxlm.config import RunConfig, resolve
 from jaxlm.core.types import Batch
 from jaxlm.sharding.feed import local_rows, to_global
 from jaxlm.telemetry.hardware import peak_flops
-from jaxlm.train.setup import Trainer, build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, build_trainer, compiling_step, on_mesh
 from jaxlm.train.state import TrainState
 
 # families of compiled operations, by the first word that their name holds
@@ -47,7 +47,7 @@ def set_up(config: RunConfig) -> tuple[Trainer, TrainState, Batch]:
     trainer = build_trainer(config, np.ones(config.data.tokenizer.vocab_size, np.int32))
     rows = local_rows(trainer.mesh, config.data.batch_size)
     local = {name: x[rows] for name, x in random_batch(config).items()}
-    with on_mesh(trainer.mesh, trainer.rules):
+    with on_mesh(trainer.mesh, trainer.rules), compiling_step(trainer, config):
         state = trainer.init(jax.random.key(0))
     return trainer, state, to_global(local, trainer.mesh, config.data.batch_size, rows)
 

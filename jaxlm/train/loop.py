@@ -38,7 +38,7 @@ from jaxlm.train.checkpoint import (
 from jaxlm.train.host_probe import host_probe
 from jaxlm.train.reporter import Reporter
 from jaxlm.train.run_dir import CHECKPOINTS, append_json
-from jaxlm.train.setup import Trainer, build_trainer
+from jaxlm.train.setup import Trainer, build_trainer, compiling_step
 from jaxlm.train.state import TrainState
 from jaxlm.train.stop import StopRequest
 from jaxlm.train.validate import validate
@@ -151,9 +151,10 @@ class Run:
         """The newest whole checkpoint, or fresh parameters; and how many updates it holds."""
         directory = self.run_dir / CHECKPOINTS
         step = newest_whole(directory, lambda text: self.reporter.event(0, "damaged", text))
-        if step is None:
-            return self.trainer.fresh_state(self.config), 0
-        return self.restored(step), step
+        with compiling_step(self.trainer, self.config):
+            if step is None:
+                return self.trainer.fresh_state(self.config), 0
+            return self.restored(step), step
 
     def restored(self, step: int) -> TrainState:
         """The state of a checkpoint; counting goes on from there."""

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -131,6 +132,24 @@ def make_probe(config: RunConfig, model: Model, mesh: Mesh) -> Probe | None:
     is_whole = mesh.shape["pipeline"] == 1 and mesh.shape["context"] == 1
     num_rows = math.prod(mesh.shape[axis] for axis in BATCH) if is_whole else 0
     return Probe(model, config.train.probe_every, num_rows)
+
+
+@contextlib.contextmanager
+def compiling_step(trainer: Trainer, config: RunConfig) -> Iterator[None]:
+    """Compiles the step beside the body, which initialises or restores; done when the body is.
+
+    A step that cannot be compiled says so at its first call, like one that was not compiled here.
+    """
+    batch = abstract_batch(config, trainer.mesh, config.data.batch_size)
+
+    def compile_step(step: jax.stages.Wrapped) -> None:
+        with on_mesh(trainer.mesh, trainer.rules):  # a thread has no mesh of its own
+            step.lower(trainer.abstract_state, batch).compile()
+
+    with ThreadPoolExecutor(1, "compile") as pool:
+        if isinstance(trainer.step, jax.stages.Wrapped):  # and not loaded from a plan
+            pool.submit(compile_step, trainer.step)
+        yield
 
 
 @contextlib.contextmanager
