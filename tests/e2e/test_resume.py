@@ -92,7 +92,7 @@ def moments(run_dir: Path, rng: random.Random) -> list[tuple[str, Callable[[], b
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twelve_sigkills_at_random_moments_change_nothing(tiny_config: Path, tmp_path: Path):
-    longer = ("TrainConfig.num_steps=250",)
+    longer = ("TrainConfig.num_steps=1500",)  # more than three kills "any time" leave done
     unhurt = Job(tiny_config, tmp_path / "whole", overrides=longer)
     assert unhurt.run() == (0, "")
     job = Job(tiny_config, tmp_path / "run", overrides=longer)
