@@ -3,6 +3,7 @@
 
 import dataclasses
 import io
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -13,74 +14,78 @@ import jax.monitoring
 
 from jaxlm.bench.step import set_up, time_steps
 from jaxlm.config import RunConfig, resolve
-from jaxlm.core.types import Metrics
+from jaxlm.core.types import Batch, Metrics
 from jaxlm.data.prepare import prepare
 from jaxlm.telemetry.display import make_display
-from jaxlm.telemetry.writer import latest_rows
 from jaxlm.train.loop import Run, train
 from jaxlm.train.setup import on_mesh
 from jaxlm.train.state import TrainState
 from jaxlm.train.stop import StopRequest
 
-ROUNDS = 3  # of bare step and loop in turn: the machine's speed drifts
+TURNS = 5  # of the bare step, each between two of the loop: the machine's speed drifts
 
 
 def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
-    """Name -> text of a table."""
+    """Name -> text of a table; num_steps: of a turn, three or more."""
+    total = (TURNS + 1) * num_steps
     quiet = dataclasses.replace(
-        config.train, num_steps=num_steps, eval_every=num_steps, checkpoint_every=num_steps,
+        config.train, num_steps=total, eval_every=total, checkpoint_every=total,
         sample_prompts=(), eval_batches=1,
     )  # fmt: skip
     config = dataclasses.replace(
         config, train=quiet, optim=dataclasses.replace(config.optim, warmup_steps=0)
     )
-    trainer, state, batch = set_up(config)
-    _, state = time_steps(trainer, state, batch, 3)
-    bare, looped, compiles = [], [], []
-    for _ in range(ROUNDS):
-        seconds, state = time_steps(trainer, state, batch, num_steps)
-        bare.append(statistics.median(seconds))
-        seconds, late = _loop_once(config)
-        looped.append(statistics.median(seconds))
-        compiles.append(late)
-    tokens = resolve(config, jax.device_count()).tokens_per_step
-    ratios = [b / s for b, s in zip(bare, looped, strict=True)]
+    resolved = resolve(config, jax.device_count())
+    data, display = prepare(config.data), make_display(10, io.StringIO())
+    _, state, batch = set_up(config)
+    with tempfile.TemporaryDirectory() as folder:
+        run = _RunInTurns(config, resolved, data, Path(folder), display)
+        run.set_turns(num_steps, state, batch)
+        with on_mesh(run.trainer.mesh, run.trainer.rules), StopRequest() as stop:
+            train(run, stop)
+        run.close()
+    bare, looped = run.bare, run.looped
+    around = [(a + b) / 2 for a, b in itertools.pairwise(looped)]
+    ratios = [b / s for b, s in zip(bare, around, strict=True)]
+    tokens = resolved.tokens_per_step
     return {
         "bare step": f"{tokens / statistics.median(bare):,.0f} tokens/s",
         "real loop": f"{tokens / statistics.median(looped):,.0f} tokens/s",
-        "loop / bare": f"{statistics.median(ratios):.1%} (rounds: {', '.join(f'{r:.1%}' for r in ratios)})",
-        "compilations after the first update": str(max(compiles)),
+        "loop / bare": f"{statistics.median(ratios):.1%} (turns: {', '.join(f'{r:.1%}' for r in ratios)})",
+        "compilations after the first update": str(run.num_late),
     }
 
 
-class _CountingRun(Run):
-    """Notes how many programs were compiled by the time of each report."""
+class _RunInTurns(Run):
+    """Stands aside every so many updates, while the same program runs bare on its own state."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.num_compiled, self.at_report = 0, list[int]()
+    def set_turns(self, num_steps: int, state: TrainState, batch: Batch) -> None:
+        """num_steps: of each turn; state, batch: of the bare step, whose buffers are given up."""
+        self.num_steps, self.bare_state, self.bare_batch = num_steps, state, batch
+        self.bare, self.looped = list[float](), list[float]()  # medians of turns, in seconds
+        self.num_timed, self.num_compiled, self.num_late = 0, 0, 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         self.num_compiled += "backend_compile" in event
 
     def report(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
-        self.at_report.append(self.num_compiled)
+        if step == 1:
+            self.at_first = self.num_compiled
         super().report(step, metrics, data_wait_s)
+        self.num_late = self.num_compiled - self.at_first
+        if step % self.num_steps == 0:
+            # the first of a turn is dropped on both sides: the other's last update may be in it
+            times = self.reporter.step_times
+            self.looped.append(statistics.median(times[self.num_timed + 1 :]))
+            if len(self.bare) < TURNS:
+                seconds, self.bare_state = time_steps(
+                    self.trainer, self.bare_state, self.bare_batch, self.num_steps
+                )
+                self.bare.append(statistics.median(seconds[1:]))
+                self.reporter.paused()
+            self.num_timed = len(times)
 
     def evaluate(self, state: TrainState, step: int, max_batches: int | None) -> dict[str, float]:
-        # the whole validation set, three times over, would take longer than what is measured
+        # the whole validation set would take longer than what is measured
         return super().evaluate(state, step, 1)
-
-
-def _loop_once(config: RunConfig) -> tuple[list[float], int]:
-    """(seconds of each update, compilations once the loop had its first metrics) of a whole run."""
-    data, display = prepare(config.data), make_display(10, io.StringIO())
-    with tempfile.TemporaryDirectory() as folder:
-        run = _CountingRun(config, resolve(config, jax.device_count()), data, Path(folder), display)
-        with on_mesh(run.trainer.mesh, run.trainer.rules), StopRequest() as stop:
-            train(run, stop)
-        run.close()
-        rows = latest_rows(Path(folder), "train")
-    seconds = [row["perf/step_time_s"] for row in rows if "perf/step_time_s" in row]
-    return seconds, run.at_report[-1] - run.at_report[0]

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import jax
 from jax._src import distributed  # the key-value store has no public name
 
 from jaxlm.core.errors import NonFiniteError, PeerError, RunError, UserError
+from jaxlm.train.lifeline import lifeline
 
 T = TypeVar("T")
 OK = "ok"
@@ -28,6 +30,7 @@ LOST = (
 )  # the last is Orbax's, at a save
 DAY_MS = 24 * 3600 * 1000  # as long as process 0 may take; should it die, JAX ends the others
 GONE = "another process has gone; start them all again, to go on from the last checkpoint"
+GRACE_S = 2.0  # in which a process that lost another mostly comes to an end by itself
 ANSWER_S = 5.0  # within which a coordinator that is well takes a value
 
 
@@ -68,16 +71,26 @@ def leaving_at_failure() -> Iterator[None]:
     A usual exit meets the others at JAX's last barrier and waits there for up to five minutes,
     while they wait for this one inside a collective.  When it just goes, their connections break.
 
-    Raises PeerError where another process has gone.
+    Raises PeerError where another process has gone.  Where this one does not come out of the body
+    by itself then (it may wait for the other at the end of a save), it is ended all the same.
     """
+    leaving = threading.Lock()
+
+    def end() -> None:
+        time.sleep(GRACE_S)
+        if leaving.acquire(blocking=False):
+            os.write(2, f"jaxlm: error: {GONE}\n".encode())
+            os._exit(PeerError.exit_code)
+
     try:
-        with _leaving_at_abort():
+        with lifeline(end), _leaving_at_abort():
             yield
     except NonFiniteError:  # is raised in all processes at the same step
         raise
     except BaseException as error:
         if jax.process_count() == 1:
             raise
+        leaving.acquire()
         lost = any(name in str(error) for name in LOST)
         code = PeerError.exit_code if lost else getattr(error, "exit_code", 1)
         atexit.register(os._exit, code)  # runs when everything has been said
