@@ -138,17 +138,14 @@ def make_probe(config: RunConfig, model: Model, mesh: Mesh) -> Probe | None:
 def compiling_step(trainer: Trainer, config: RunConfig) -> Iterator[None]:
     """Compiles the step beside the body, which initialises or restores; done when the body is.
 
-    A step that cannot be compiled says so at its first call, like one that was not compiled here.
+    Tracing comes before the body, as threads take turns at Python.  A step that cannot be compiled
+    says so at its first call, like one that was not compiled here.
     """
-    batch = abstract_batch(config, trainer.mesh, config.data.batch_size)
-
-    def compile_step(step: jax.stages.Wrapped) -> None:
-        with on_mesh(trainer.mesh, trainer.rules):  # a thread has no mesh of its own
-            step.lower(trainer.abstract_state, batch).compile()
-
     with ThreadPoolExecutor(1, "compile") as pool:
         if isinstance(trainer.step, jax.stages.Wrapped):  # and not loaded from a plan
-            pool.submit(compile_step, trainer.step)
+            batch = abstract_batch(config, trainer.mesh, config.data.batch_size)
+            with on_mesh(trainer.mesh, trainer.rules):
+                pool.submit(trainer.step.lower(trainer.abstract_state, batch).compile)
         yield
 
 
