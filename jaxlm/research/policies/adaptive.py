@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The default: measure noise, effects and early signal first; then choose how to search.
 
-1. Calibrate: screen one factorial block of ideas early, and run the promising ones of it at full
-   length.  Empty columns measure the noise, the ideas the size of effects, and the two lengths how
-   well early runs foretell late ones.
+1. Calibrate: screen one factorial block of ideas early.  Empty columns measure the noise, the ideas the
+   size of effects.
 2. Divide the rest of the budget by what was measured (planning.py): a true early signal favours many
    short runs; a misleading one, none; much noise, few ideas in large designs.
 3. Screen new ideas in blocks.
@@ -22,13 +21,13 @@ from numpy.typing import NDArray
 
 from jaxlm.research.policies.base import Knowledge, Losses, Plan, Purse, Trial
 from jaxlm.research.policies.confirm import confirm
-from jaxlm.research.policies.designs import design, orders
-from jaxlm.research.policies.evidence import SMOKE, Evidence, run_block, smoke_test
-from jaxlm.research.policies.planning import SURE, Situation, divide
+from jaxlm.research.policies.designs import design, largest_order, room, roomy_order
+from jaxlm.research.policies.evidence import Evidence, run_block, smoke_test
+from jaxlm.research.policies.planning import SURE, Situation, divide, next_block
 
 SETTLED = 0.02  # an idea this surely good, or this surely not, needs no more runs
 ENOUGH = 3  # ideas seen at both lengths
-LARGE = 60.0  # budgets from here on can afford a second look at the start, a third confirmation
+PAIRS = ((100.0, 3), (30.0, 2), (0.0, 1))  # fresh seeds for the claim, by budget
 
 
 class _Campaign:
@@ -43,7 +42,7 @@ class _Campaign:
         self.todo = list(ideas)
         self.seed = seed
         self.rng = np.random.default_rng(seed)
-        self.pairs = 3 if budget >= LARGE else 2 if budget >= LARGE / 2 else 1
+        self.pairs = next(pairs for least, pairs in PAIRS if budget >= least)
         self.block = knowledge.max_block
 
     @property
@@ -61,8 +60,6 @@ def adaptive(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowledg
     """Needs a budget of about 12 runs; with less it keeps nothing."""
     state = _Campaign(ideas, budget, seed, knowledge)
     yield from _screen(state, knowledge.early_fraction, state.free / 2)
-    if budget >= LARGE:  # a smaller one is better spent in one go
-        yield from _prune(state, state.block // 2)
     notes = yield from _screen_more(state)
     while (yield from _prune(state, state.free)):
         pass
@@ -71,29 +68,18 @@ def adaptive(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowledg
     return (yield from confirm(state.purse, kept, first, state.pairs, noise, means, notes))
 
 
-def _num_empty(order: int) -> int:
-    """Columns of a design without an idea, to measure the noise."""
-    return 2 if order >= 16 else 1 if order >= 8 else 0
-
-
-def _order_for(count: int) -> int:
-    return next(m for m in orders() if m >= 4 and m - 1 - _num_empty(m) >= count)
-
-
 def _screen(
     state: _Campaign, fraction: float, budget: float
 ) -> Generator[list[Trial], Losses, bool]:
     """One block of new ideas; False, and nothing run, where the budget reaches for none."""
-    runs = int(budget / (fraction + SMOKE))
-    size = max([m for m in orders() if 4 <= m <= min(state.block, runs)], default=0)
-    count = min(size - 1 - _num_empty(size), len(state.todo))
-    if count < 1:
+    count, _ = next_block(budget, fraction, state.block, len(state.todo))
+    if not count:
         return False
     batch, state.todo = state.todo[:count], state.todo[count:]
     seed = state.fresh_seed()
     alive = yield from smoke_test(state.purse, batch, seed, state.evidence)
     if alive:
-        block = design(alive, state.rng, _order_for(len(alive)))
+        block = design(alive, state.rng, roomy_order(len(alive)))
         yield from run_block(state.purse, block, seed, fraction, state.evidence)
     return True
 
@@ -106,7 +92,6 @@ def _screen_more(state: _Campaign) -> Generator[list[Trial], Losses, dict[str, f
         tau=evidence.tau, early_fraction=knowledge.early_fraction, budget=max(state.free, 1.0),
         num_ideas=len(state.todo),
         num_waiting=len(evidence.early.keys() - evidence.full.keys()), block=state.block,
-        overhead=state.block / (state.block - 1 - _num_empty(state.block)),
         false_discovery=knowledge.false_discovery,
     )  # fmt: skip
     chosen = divide(now)
@@ -132,7 +117,7 @@ def _prune(state: _Campaign, budget: float) -> Generator[list[Trial], Losses, bo
     Ideas settled as good stay in all arms, so that the others are judged beside them.
     """
     evidence = state.evidence
-    size = max([m for m in orders() if 4 <= m <= min(budget, state.free)], default=0)
+    size = largest_order(min(budget, state.free))
     known = evidence.known
     if not size or not known:
         return False
@@ -141,12 +126,10 @@ def _prune(state: _Campaign, budget: float) -> Generator[list[Trial], Losses, bo
     bar = np.where(is_full, 1 - SETTLED, SURE)
     is_sure = (post.p_good >= bar) & _is_vetted(state)
     is_open = (post.p_good > SETTLED) & ~is_sure
-    best = [i for i in np.argsort(-post.upside, kind="stable") if is_open[i]][
-        : size - 1 - _num_empty(size)
-    ]
+    best = [i for i in np.argsort(-post.upside, kind="stable") if is_open[i]][: room(size)]
     if not best:
         return False
     sure = frozenset(idea for idea, s in zip(known, is_sure, strict=True) if s)
-    block = design([known[i] for i in best], state.rng, min(size, _order_for(len(best))))
+    block = design([known[i] for i in best], state.rng, min(size, roomy_order(len(best))))
     yield from run_block(state.purse, block, state.fresh_seed(), 1.0, evidence, sure)
     return True

@@ -38,6 +38,26 @@ def orders() -> tuple[int, ...]:
     return tuple(m for m in range(1, MAX_ORDER + 1) if _construct(m) is not None)
 
 
+def largest_order(limit: float) -> int:
+    """The largest order from 4 to `limit`, 0 where there is none."""
+    return max([m for m in orders() if 4 <= m <= limit], default=0)
+
+
+def num_empty(order: int) -> int:
+    """Columns that a design of so many runs leaves without an idea, to measure the noise."""
+    return 2 if order >= 16 else 1 if order >= 8 else 0
+
+
+def room(order: int) -> int:
+    """Ideas in a design of so many runs, beside its empty columns."""
+    return order - 1 - num_empty(order)
+
+
+def roomy_order(num_ideas: int) -> int:
+    """The smallest order with room for so many ideas."""
+    return next(m for m in orders() if m >= 4 and room(m) >= num_ideas)
+
+
 def order_for(num_ideas: int, num_empty: int = 0) -> int:
     """The smallest order >= 4 with a column for each idea and `num_empty` more."""
     return next(m for m in orders() if m >= 4 and m - 1 >= num_ideas + num_empty)

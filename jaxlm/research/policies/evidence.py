@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a campaign has learnt so far: per idea, of the noise, and of how early runs foretell late ones.
 
-Full-length estimates are x_i ~ N(e_i, sigma^2 / info_i).  Estimates at a fraction of training are
-x_i ~ N(e_i, tau^2 + sigma_early^2 / info_i): tau is how far an idea's early effect lies from its
-late one, and is measured on ideas that have both.
+Full-length estimates are x_i ~ N(e_i, sigma^2 / info_i).  Effects shrink while training goes on, so
+estimates at a fraction of it are taken in times LATE_SHARE.  They are then x_i ~ N(e_i, tau^2 +
+sigma_early^2 / info_i): tau is how far an idea's early effect lies from its late one, and is measured
+on ideas that have both.
 """
 
 import dataclasses
@@ -27,7 +28,8 @@ from jaxlm.research.stats.shrink import (
 
 SMOKE = 0.01  # of training: enough to see an arm start
 RIDGE = 0.5  # sigma / spread of effects, for blocks with runs missing
-EARLY_NOISE = 1.5  # of sigma, until measured (public log)
+LATE_SHARE = 0.7  # of an early effect that is left at the end, roughly (idea bank: 0.2 to 0.7)
+EARLY_NOISE = 1.5 * LATE_SHARE  # of sigma, until measured (public log)
 EARLY_SPREAD = 2 / 3  # tau / mean effect, until measured
 TAU_DOUBT = 0.7  # sd of ln tau about that guess
 BELIEF = 4.0  # degrees of freedom that a guess of the noise counts for
@@ -53,12 +55,12 @@ class Evidence:
 
     def add(self, ideas: Sequence[str], found: Effects, *, is_early: bool) -> None:
         """Takes in a block's estimates."""
-        sums = self.early if is_early else self.full
+        sums, share = (self.early, LATE_SHARE) if is_early else (self.full, 1.0)
         for idea, x, info in zip(ideas, found.estimate, found.information, strict=True):
             total, weighted = sums.get(idea, (0.0, 0.0))
-            sums[idea] = (total + info, weighted + info * x)
+            sums[idea] = (total + info, weighted + info * x * share)
         if found.noise_df:
-            new = Noise(math.sqrt(found.noise_square_sum / found.noise_df), found.noise_df)
+            new = Noise(share * math.sqrt(found.noise_square_sum / found.noise_df), found.noise_df)
             if is_early:
                 self.early_noise = combine([self.early_noise, new])
             else:
@@ -85,6 +87,7 @@ class Evidence:
 
     @property
     def sigma_early(self) -> float:
+        """Of early runs, times LATE_SHARE as their effects."""
         known = combine([self.full_noise, _belief(self.knowledge.noise)])
         noise = combine([self.early_noise, _belief(known, EARLY_NOISE)])
         return noise.sigma if noise else EARLY_NOISE * self.knowledge.prior.mean_effect

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.research.policies.base import Knowledge, Plan, Purse, Trial, relay
 from jaxlm.research.policies.confirm import confirm
-from jaxlm.research.policies.designs import design, order_for, orders
+from jaxlm.research.policies.designs import design, largest_order, order_for
 from jaxlm.research.policies.early_stop import early_stop
 from jaxlm.research.policies.evidence import SMOKE, Evidence, run_block, smoke_test
 
@@ -34,7 +34,7 @@ def factorial(
     copies = 2 if foldover else 1
     while todo:
         runs = int((purse.left - 2 * PAIRS - BLOCK * SMOKE) / copies)
-        size = max([m for m in orders() if 4 <= m <= min(BLOCK, runs)], default=0)
+        size = largest_order(min(BLOCK, runs))
         if not size:
             break
         batch, todo = todo[: size - 1 - EMPTY], todo[size - 1 - EMPTY :]
@@ -58,7 +58,7 @@ def prune_and_confirm(ideas: Sequence[str], budget: float, seed: int, knowledge:
     found = yield from relay(early_stop(ideas, budget - reserve, seed, knowledge), purse)
     candidates = found.effects
     rng, next_seed = np.random.default_rng(seed), seed + SEEDS + int(budget)  # past early_stop's
-    size = max([m for m in orders() if 4 <= m <= purse.left - 2 * PAIRS], default=0)
+    size = largest_order(purse.left - 2 * PAIRS)
     best = sorted(candidates, key=candidates.__getitem__)[: max(0, size - 1 - EMPTY)]
     if best:
         block = design(best, rng, size)

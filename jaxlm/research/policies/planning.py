@@ -12,11 +12,13 @@ import dataclasses
 
 import numpy as np
 
+from jaxlm.research.policies.designs import largest_order, room, roomy_order
+from jaxlm.research.policies.evidence import SMOKE
 from jaxlm.research.stats.shrink import Prior, keep_set, posterior
 
 NUM_DRAWN = 2000
 SURE = 0.95  # P(good) from early runs alone with which an idea needs no full-length design
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES = tuple(k / 20 for k in range(21))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +33,7 @@ class Situation:
     budget: float
     num_ideas: int  # not yet run
     num_waiting: int  # screened early, not yet run at full length
-    block: int  # runs of a screening block
-    overhead: float  # runs of screening per idea, at least 1
+    block: int  # runs of a screening block, at most
     false_discovery: float
 
 
@@ -51,31 +52,55 @@ def divide(now: Situation) -> Division:
     return max((Division(f, s, expected_gain(now, f, s)) for f, s in options), key=lambda d: d.gain)
 
 
+def next_block(budget: float, fraction: float, block: int, num_ideas: int) -> tuple[int, int]:
+    """(new ideas, runs) of the screening block that comes next; (0, 0) where the budget has none."""
+    size = largest_order(min(block, int(budget / (fraction + SMOKE))))
+    count = min(room(size), num_ideas) if size else 0
+    return (count, roomy_order(count)) if count > 0 else (0, 0)
+
+
+def _screening(now: Situation, fraction: float, budget: float) -> tuple[int, float, float]:
+    """(ideas, their cost, runs of a block per idea in the mean) of blocks while `budget` lasts."""
+    ideas, cost, runs = 0, 0.0, 0
+    while True:
+        count, size = next_block(budget - cost, fraction, now.block, now.num_ideas - ideas)
+        if not count:
+            return ideas, cost, runs / max(ideas, 1)
+        ideas, cost, runs = (
+            ideas + count,
+            cost + count * SMOKE + size * fraction,
+            runs + count * size,
+        )
+
+
 def expected_gain(now: Situation, fraction: float, share: float) -> float:
     """In nats; the same draws for every division, so that they compare."""
+    is_early = fraction < 1
+    new, cost, block = _screening(now, fraction, now.budget * share)
+    size = largest_order(now.budget - cost)  # of the second stage
+    waiting = now.num_waiting if is_early else 0
+    screened = new + waiting
+    if screened == 0 or (size == 0 and is_early):
+        return 0.0  # nothing is left to screen, or to keep: that takes full-length runs
     rng = np.random.default_rng(0)
     signs = rng.choice(
         [-1, 0, 1], NUM_DRAWN, p=[now.prior.p_good, now.prior.p_null, now.prior.p_bad]
     )
-    size = np.where(signs < 0, now.prior.mean_effect, now.prior.harm)
-    effect = signs * size * rng.exponential(size=NUM_DRAWN)
-    is_early = fraction < 1
-    noise = (now.sigma_early if is_early else now.sigma) * 2 / np.sqrt(now.block)
+    scale = np.where(signs < 0, now.prior.mean_effect, now.prior.harm)
+    effect = signs * scale * rng.exponential(size=NUM_DRAWN)
+    runs = (new * block + waiting * now.block) / screened
+    noise = (now.sigma_early if is_early else now.sigma) * 2 / np.sqrt(runs)
     se = float(np.hypot(noise, now.tau if is_early else 0.0))
     x = effect + se * rng.standard_normal(NUM_DRAWN)
-    new = min(now.budget * share / (fraction * now.overhead), now.num_ideas)
-    runs = now.budget - new * fraction * now.overhead
-    screened = new + (now.num_waiting if is_early else 0)
     post = posterior(x, se, now.prior)
     sure_gain = 0.0
-    if screened <= 0 or (runs < 4 and is_early):
-        return 0.0  # nothing is left to screen, or to keep: that takes full-length runs
-    if runs >= 4:
-        count = round(min(1.0, (runs - 2) / screened) * NUM_DRAWN)
+    if size:
         sure = post.p_good >= SURE
         sure_gain = -effect[sure].sum()
-        chosen = np.argsort(np.where(sure, 0.0, -post.upside), kind="stable")[:count]
-        se2 = 2 * now.sigma / np.sqrt(runs)
+        best = np.argsort(np.where(sure, np.inf, -post.upside), kind="stable")
+        count = round(min(1.0, room(size) / screened) * NUM_DRAWN)
+        chosen = best[: min(count, NUM_DRAWN - int(sure.sum()))]  # what is sure is in all arms
+        se2 = 2 * now.sigma / np.sqrt(size)
         x2 = effect[chosen] + se2 * rng.standard_normal(NUM_DRAWN)[chosen]
         weight = se2**-2 + se**-2
         post = posterior((x2 / se2**2 + x[chosen] / se**2) / weight, weight**-0.5, now.prior)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlm.research.policies.base import Knowledge, Outcome, Plan, Purse
-from jaxlm.research.policies.designs import design, effects, order_for, orders
+from jaxlm.research.policies.designs import design, effects, largest_order, order_for
 from jaxlm.research.policies.evidence import RIDGE, block_trials
 from jaxlm.research.stats.noise import Noise, combine
 from jaxlm.research.stats.shrink import Prior, posterior
@@ -40,7 +40,7 @@ def promote(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowledge
         is_open = (post.p_good > SETTLED) & (post.p_good < 1 - SETTLED)
         index = np.flatnonzero(is_open)
         runs = int(purse.left / knowledge.scale_costs[SCALE])
-        size = max([m for m in orders() if 4 <= m <= runs], default=0)
+        size = largest_order(runs)
         index = index[: max(0, size - 1 - EMPTY)]
         if not index.size:
             break
