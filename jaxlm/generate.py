@@ -51,9 +51,13 @@ def draw(
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Compiled prefill and decode steps of one model."""
+    """Compiled prefill and decode steps of one model.
+
+    num_ids: the tokenizer's; the embedding may have more rows, which are never drawn.
+    """
 
     model: Model
+    num_ids: int | None = None
 
     @functools.cached_property
     def _advance(self):
@@ -62,6 +66,9 @@ class Generator:
             hidden_BTD, caches = self.model.apply_cached(params, tokens_BT, caches, offset_B)
             last_B1D = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], axis=1)
             logits_BV = self.model.logits(params, last_B1D)[:, 0]
+            if self.num_ids is not None:
+                is_id_V = jnp.arange(logits_BV.shape[-1]) < self.num_ids
+                logits_BV = jnp.where(is_id_V, logits_BV, -jnp.inf)
             return draw(rng, logits_BV, *settings), caches
 
         return jax.jit(advance, donate_argnames="caches")

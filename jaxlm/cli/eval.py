@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from jaxlm.cli.common import add_device_arguments, set_up_devices
+from jaxlm.core.errors import RunError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,12 @@ def run(args: argparse.Namespace) -> int:
 
     trained = restore_run(args.run_dir)
     data = prepare(trained.config.data)
+    if trained.data_id not in (None, data.data_id):
+        raise RunError(
+            f"{args.run_dir} was trained on other data (id {trained.data_id[:12]}, now "
+            f"{data.data_id[:12]}): the text changed, or what it is tokenised and packed by; "
+            "give back the text of its config.json to evaluate it"
+        )
     source = BatchSource(data, trained.config.data, split="valid")
     with on_mesh(trained.trainer.mesh, trained.trainer.rules):
         metrics = validate(trained.trainer, trained.params, source)

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     sys.stdout.write(args.prompt)
     with on_mesh(trained.trainer.mesh, trained.trainer.rules):
-        tokens = Generator(trained.trainer.model).stream(
+        generator = Generator(trained.trainer.model, len(tokenizer.bytes_per_token_V))
+        tokens = generator.stream(
             trained.params, prompt, args.tokens, sampling, jax.random.key(args.seed),
             stop_id=tokenizer.separator_id,
         )  # fmt: skip

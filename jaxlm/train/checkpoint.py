@@ -34,7 +34,9 @@ from jaxlm.train.state import TrainState
 
 MANIFEST = "manifest.json"
 HOST = "host.npz"
+ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 FORMAT = 1
+SEALED = ("format", "files", "leaves", "step", "data_id")  # what no manifest lacks
 SMALL_FILES_BYTES = 1_000_000  # what a checkpoint takes besides its arrays, rounded up
 
 
@@ -115,9 +117,10 @@ class Checkpointer:
             raise _cannot_save(path, e) from e
 
     def _remove_unsealed(self) -> None:
-        """What a crash left behind: unsealed steps, Orbax's temporary folders, half-removed steps."""
+        """What a crash left behind: steps half written or half removed; nothing that has another name."""
         for path in self._directory.iterdir():
-            if path.is_dir() and not (path / MANIFEST).exists():
+            name = path.name.removesuffix(ORBAX_TEMPORARY)
+            if name.isdigit() and path.is_dir() and not (path / MANIFEST).exists():
                 shutil.rmtree(path)
 
 
@@ -150,7 +153,8 @@ def restore_host(directory: Path, step: int) -> dict[str, np.ndarray]:
 
 def list_checkpoints(directory: Path) -> list[int]:
     """Steps of the sealed checkpoints in a folder, ascending."""
-    return sorted(int(p.parent.name) for p in directory.glob(f"[0-9]*/{MANIFEST}"))
+    names = [path.parent.name for path in directory.glob(f"*/{MANIFEST}")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -159,6 +163,8 @@ def verify(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {_first_line(e)}") from e
+    if not isinstance(manifest, dict) or any(manifest.get(key) in (None, {}) for key in SEALED):
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it lacks one of {', '.join(SEALED)}")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {manifest['format']}, this version reads {FORMAT}"

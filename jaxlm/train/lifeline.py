@@ -22,7 +22,7 @@ from jaxlm.core.errors import NonFiniteError
 
 BYE = b"."  # said by a process that leaves as agreed
 CONNECT_S = 5.0
-HEAR_MS = 60_000  # within which process 0 says where it listens
+DAY_MS = 24 * 3600 * 1000  # as long as process 0 may take; should it die, JAX ends the others
 _numbers = itertools.count()  # all processes hold their lifelines in step
 
 
@@ -83,14 +83,16 @@ def _listen(
     stack.callback(server.close)
     stack.callback(server.shutdown, socket.SHUT_RDWR)  # wakes the thread that accepts
     _start(accept)
-    place = f"{server.getsockname()[1]} {token}"
-    client.key_value_set(f"jaxlm/lifeline/{next(_numbers)}", place)
+    key = f"jaxlm/lifeline/{next(_numbers)}/"
+    client.key_value_set(f"{key}0", f"{server.getsockname()[1]} {token}")
+    for i in range(1, jax.process_count()):  # all hold it, or have said that they cannot
+        client.blocking_key_value_get(f"{key}{i}", DAY_MS)
 
 
 def _connect(client: Any, watch: Callable[[socket.socket], None]) -> None:
     """Of another process, which goes without where process 0 cannot be reached at that port."""
-    place = client.blocking_key_value_get(f"jaxlm/lifeline/{next(_numbers)}", HEAR_MS)
-    port, token = place.split()
+    key = f"jaxlm/lifeline/{next(_numbers)}/"
+    port, token = client.blocking_key_value_get(f"{key}0", DAY_MS).split()
     host = str(distributed.global_state.coordinator_address).rpartition(":")[0].strip("[]")
     try:
         line = socket.create_connection((host, int(port)), CONNECT_S)
@@ -102,6 +104,7 @@ def _connect(client: Any, watch: Callable[[socket.socket], None]) -> None:
         )  # fmt: skip
     else:
         _start(watch, line)
+    client.key_value_set(f"{key}{jax.process_index()}", "")
 
 
 def _start(work: Callable[..., None], *args: Any) -> None:

@@ -130,7 +130,7 @@ class Run:
         self.train_source = BatchSource(data, config.data, split="train")
         self.valid_source = BatchSource(data, config.data, split="valid")
         self.rows = local_rows(self.trainer.mesh, config.data.batch_size)
-        self.generator = Generator(self.trainer.model)
+        self.generator = Generator(self.trainer.model, len(self.tokenizer.bytes_per_token_V))
         self.is_main = jax.process_index() == 0
         self.is_profiling = False
         self.identity = Identity(config.config_id, data.data_id)

@@ -8,6 +8,8 @@ give up on a process that prepares data for longer than its time limit.
 import atexit
 import contextlib
 import ctypes
+import itertools
+import json
 import os
 import signal
 import threading
@@ -23,6 +25,7 @@ from jaxlm.train.lifeline import lifeline
 
 T = TypeVar("T")
 OK = "ok"
+_meetings = itertools.count()  # all processes meet in step, so a number makes a key of its own
 LOST = (
     "Gloo",
     "CoordinationService",
@@ -34,6 +37,29 @@ GRACE_S = 2.0  # in which a process that lost another mostly comes to an end by 
 ANSWER_S = 5.0  # within which a coordinator that is well takes a value
 
 
+def all_alike(name: str, value: dict[str, Any]) -> None:
+    """Raises RunError, in all processes, where one of them has another `value` than process 0.
+
+    What differs between them trains on a mixture of both, or waits for ever.
+    """
+    client: Any = distributed.global_state.client
+    if client is None:
+        return
+    key = f"jaxlm/alike/{next(_meetings)}/"
+    client.key_value_set(f"{key}{jax.process_index()}", json.dumps(value))
+    first, *others = (
+        json.loads(client.blocking_key_value_get(f"{key}{i}", DAY_MS))
+        for i in range(jax.process_count())
+    )
+    for process, other in enumerate(others, start=1):
+        for field in sorted(first.keys() | other.keys()):
+            if first.get(field) != other.get(field):
+                raise RunError(
+                    f"process {process} has another {name}: {field} is {other.get(field)!r} there, "
+                    f"{first.get(field)!r} in process 0; start all with the same command and files"
+                )
+
+
 def main_first(work: Callable[[], T]) -> T:
     """Process 0 does `work`, then the others, who find what it made; returns once all have done it.
 
@@ -42,9 +68,13 @@ def main_first(work: Callable[[], T]) -> T:
     client, me = distributed.global_state.client, jax.process_index()
     if client is None:
         return work()
+    with _ending_when_lost():
+        return _main_first(work, client, me, f"jaxlm/ready/{next(_meetings)}/")
 
+
+def _main_first(work: Callable[[], T], client: Any, me: int, key: str) -> T:
     def hear(process: int) -> None:
-        news = client.blocking_key_value_get(f"jaxlm/ready/{process}", DAY_MS)
+        news = client.blocking_key_value_get(f"{key}{process}", DAY_MS)
         if news != OK:
             raise RunError(f"process {process} stopped: {news}")
 
@@ -58,7 +88,7 @@ def main_first(work: Callable[[], T]) -> T:
         news = str(error)
         raise
     finally:
-        client.key_value_set(f"jaxlm/ready/{me}", news)
+        client.key_value_set(f"{key}{me}", news)
     for process in range(jax.process_count()):
         hear(process)
     return result
@@ -71,8 +101,30 @@ def leaving_at_failure() -> Iterator[None]:
     A usual exit meets the others at JAX's last barrier and waits there for up to five minutes,
     while they wait for this one inside a collective.  When it just goes, their connections break.
 
-    Raises PeerError where another process has gone.  Where this one does not come out of the body
-    by itself then (it may wait for the other at the end of a save), it is ended all the same.
+    Raises PeerError where another process has gone.
+    """
+    try:
+        with _ending_when_lost():
+            yield
+    except NonFiniteError:  # is raised in all processes at the same step
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        lost = any(name in str(error) for name in LOST)
+        code = PeerError.exit_code if lost else getattr(error, "exit_code", 1)
+        atexit.register(os._exit, code)  # runs when everything has been said
+        if lost:
+            line = str(error.__cause__ or error).splitlines()[0]
+            raise PeerError(f"{GONE} ({line})") from error
+        raise
+
+
+@contextlib.contextmanager
+def _ending_when_lost() -> Iterator[None]:
+    """Ends this process where another has gone and it does not come out of the body by itself.
+
+    It may wait for the other at the end of a save, or while that one prepares data.
     """
     leaving = threading.Lock()
 
@@ -82,22 +134,11 @@ def leaving_at_failure() -> Iterator[None]:
             os.write(2, f"jaxlm: error: {GONE}\n".encode())
             os._exit(PeerError.exit_code)
 
-    try:
-        with lifeline(end), _leaving_at_abort():
+    with _leaving_at_abort(), lifeline(end):
+        try:
             yield
-    except NonFiniteError:  # is raised in all processes at the same step
-        raise
-    except BaseException as error:
-        if jax.process_count() == 1:
-            raise
-        leaving.acquire()
-        lost = any(name in str(error) for name in LOST)
-        code = PeerError.exit_code if lost else getattr(error, "exit_code", 1)
-        atexit.register(os._exit, code)  # runs when everything has been said
-        if lost:
-            line = str(error.__cause__ or error).splitlines()[0]
-            raise PeerError(f"{GONE} ({line})") from error
-        raise
+        finally:
+            leaving.acquire()  # out of the body it comes to its own end
 
 
 @contextlib.contextmanager

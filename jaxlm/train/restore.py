@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 
 from jaxlm.config import RunConfig, resolve
-from jaxlm.core.errors import RunError
+from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.core.types import Params
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.sharding.config import MeshConfig
+from jaxlm.sharding.mesh import make_mesh
 from jaxlm.train.checkpoint import newest_whole, restore
 from jaxlm.train.run_dir import CHECKPOINTS, TOKENIZER, load_config, read_json
 from jaxlm.train.setup import Trainer, build_trainer
@@ -25,11 +26,27 @@ class TrainedRun:
     trainer: Trainer
     step: int
     params: Params  # the ones to evaluate: averaged, if the optimizer averages
+    data_id: str | None  # of the data it was trained on
 
 
-def mesh_here(mesh: MeshConfig, num_devices: int) -> MeshConfig:
-    """The run's own mesh; on one device, that holds every axis alone, the mesh of one device."""
-    return MeshConfig() if num_devices == 1 else mesh
+def fitted(config: RunConfig, num_devices: int) -> tuple[RunConfig, int]:
+    """The config with a mesh for the devices that are here, and how many of them it takes.
+
+    The run's own mesh, else parameters and batch split over all devices, else one device, which
+    holds every axis alone.  Raises ConfigError, of the run's own mesh, where none of them will do.
+    """
+    meshes = [(config.mesh, num_devices), (MeshConfig(data=1, fsdp=-1), num_devices)]
+    if jax.process_count() == 1:
+        meshes.append((MeshConfig(), 1))
+    refused: list[ConfigError] = []
+    for mesh, count in meshes:
+        found = dataclasses.replace(config, mesh=mesh)
+        try:
+            resolve(found, count)
+            return found, count
+        except ConfigError as e:
+            refused.append(e)
+    raise refused[0]
 
 
 def restore_run(run_dir: Path) -> TrainedRun:
@@ -37,16 +54,15 @@ def restore_run(run_dir: Path) -> TrainedRun:
 
     Raises RunError for a directory without a run or checkpoint, CheckpointError for damage.
     """
-    config = load_config(run_dir)
-    config = dataclasses.replace(config, mesh=mesh_here(config.mesh, jax.device_count()))
-    resolve(config, jax.device_count())
+    config, num_devices = fitted(load_config(run_dir), jax.device_count())
     env = read_json(run_dir / "env.json") or {}
     tokenizer = load_tokenizer(
         run_dir / TOKENIZER,
         sha256=env.get("tokenizer_sha256"),
         vocab_size=config.data.tokenizer.vocab_size,
     )
-    trainer = build_trainer(config, tokenizer.bytes_per_token_V)
+    mesh = make_mesh(config.mesh, jax.devices()[:num_devices])
+    trainer = build_trainer(config, tokenizer.bytes_per_token_V, mesh)
     damaged: list[str] = []
     step = newest_whole(run_dir / CHECKPOINTS, damaged.append)
     if step is None:
@@ -54,4 +70,6 @@ def restore_run(run_dir: Path) -> TrainedRun:
             f"{run_dir} has no checkpoint yet; wait for its first, or run `jaxlm train` again"
         )
     state = restore(run_dir / CHECKPOINTS, step, trainer.abstract_state)
-    return TrainedRun(config, tokenizer, trainer, step, trainer.eval_params(state))
+    return TrainedRun(
+        config, tokenizer, trainer, step, trainer.eval_params(state), env.get("data_id")
+    )

@@ -98,7 +98,7 @@ def _hold(lock: IO[str], path: Path) -> None:
 
 
 def _check_same_config(path: Path, config: RunConfig) -> None:
-    old, new = (_flat(identity(c)) for c in (load_config(path), config))
+    old, new = (flat(identity(c)) for c in (load_config(path), config))
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:3])
@@ -108,13 +108,12 @@ def _check_same_config(path: Path, config: RunConfig) -> None:
         )
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Values of nested objects by their dotted paths."""
     if not isinstance(value, dict):
         return {path: value}
     return {
-        k2: v2
-        for k, v in value.items()
-        for k2, v2 in _flat(v, f"{path}.{k}" if path else k).items()
+        k2: v2 for k, v in value.items() for k2, v2 in flat(v, f"{path}.{k}" if path else k).items()
     }
 
 

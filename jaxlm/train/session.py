@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxlm.config import Resolved, RunConfig, resolve
-from jaxlm.core.canonical import write_atomic, write_json_atomic
+from jaxlm.core.canonical import to_jsonable, write_atomic, write_json_atomic
 from jaxlm.core.checks import require
 from jaxlm.core.errors import ConfigError, NonFiniteError
 from jaxlm.data.prepare import prepare
@@ -35,8 +35,8 @@ from jaxlm.telemetry.tensorboard import check_installed
 from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.compiler import compiler_options
 from jaxlm.train.loop import Outcome, Run, train
-from jaxlm.train.processes import leaving_at_failure, main_first
-from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, open_run_dir
+from jaxlm.train.processes import all_alike, leaving_at_failure, main_first
+from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, flat, open_run_dir
 from jaxlm.train.setup import Trainer, abstract_batch, build_trainer, on_mesh
 from jaxlm.train.stop import StopRequest
 
@@ -77,7 +77,9 @@ def run_training(
             f"within TrainConfig.num_steps={config.train.num_steps}",
         )
     group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
+    all_alike("config", flat(to_jsonable(config)))
     data, lock = main_first(lambda: _prepare(config, run_dir, gin_text, display))
+    all_alike("text", {"data_id": data.data_id})
     summary: Summary = {"status": "crashed", "step": None, "final": None}
     summary |= {"baselines": data.baselines, "resolved": describe(resolved)}
     try:

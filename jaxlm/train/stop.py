@@ -6,6 +6,7 @@ works even while the main thread sits in a long compilation.  With several proce
 asked names a step a little ahead in the coordinator's key-value store, and all stop there.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ from typing import Any
 import jax
 from jax._src import distributed  # the key-value store has no public name
 
-STOP_KEYS = "jaxlm/stop/"  # one below it for each process that was asked
+STOP_KEYS = "jaxlm/stop/{}/"  # one below it for each process that was asked
+_numbers = itertools.count()  # of runs, which all processes make in step
 # Updates between the request and the common stop.  No process can be further ahead of another than
 # the loop's dispatch depth (2), so all of them see the key before they reach the step.
 LEAD = 4
@@ -32,6 +34,7 @@ class StopRequest:
         self.after = after
         self.signal: signal.Signals | None = None
         self._has_asked = False
+        self._keys = STOP_KEYS.format(next(_numbers))
 
     def __enter__(self) -> "StopRequest":
         self._read, self._write = socket.socketpair()
@@ -74,6 +77,6 @@ class StopRequest:
         client: Any = distributed.global_state.client
         if self.signal is not None and not self._has_asked:
             self._has_asked = True
-            client.key_value_set(f"{STOP_KEYS}{jax.process_index()}", str(step + LEAD))
-        asked = client.key_value_dir_get(STOP_KEYS)
+            client.key_value_set(f"{self._keys}{jax.process_index()}", str(step + LEAD))
+        asked = client.key_value_dir_get(self._keys)
         return bool(asked) and step >= min(int(value) for _, value in asked)

@@ -238,6 +238,9 @@ USES: dict[str, tuple[Setup | None, str, str]] = {
     "no checkpoint": (lambda: shutil.rmtree("runs/done/checkpoints"), GENERATE, "has no checkpoint yet"),
     "all damaged": (damage_checkpoints, GENERATE, "all checkpoints in runs/done/checkpoints are damaged"),
     "all damaged, eval": (damage_checkpoints, "eval runs/done", "are damaged"),
+    "eval: other text": (
+        lambda: shutil.copy("text/docs.jsonl", "text/more.jsonl"), "eval runs/done", "runs/done was trained on other data",
+    ),
     "damaged config": (write("runs/done/config.json", "{"), GENERATE, "config.json is damaged"),
     "no tokenizer": (lambda: Path("runs/done/tokenizer.model").unlink(), GENERATE, "tokenizer.model: cannot be read"),
     "tokenizer altered": (alter("runs/done/tokenizer.model"), GENERATE, "not the one that the data was made with"),

@@ -79,6 +79,27 @@ def signal_one(job: Job, process_id: int, number: int, step: int) -> tuple[int, 
     return finish(launcher)
 
 
+@pytest.mark.parametrize("field", ["DataConfig.seed", "TrainConfig.checkpoint_every"])
+def test_processes_that_were_started_unlike_are_refused_alike(
+    tiny_config: Path, tmp_path: Path, field: str
+):
+    """They would train on a mixture of both, or wait for ever."""
+    with socket.create_server(("localhost", 0)) as free:
+        place = f"localhost:{free.getsockname()[1]}"
+    words = ["-m", "jaxlm.cli.main", "train", str(tiny_config), "--run", str(tmp_path / "run")]
+    words += ["--coordinator", place, "--num-processes", "2", "--cpu-devices", "1"]
+    run = lambda i, *more: subprocess.Popen(
+        [sys.executable, *words, "--process-id", str(i), *more], stderr=subprocess.PIPE, text=True
+    )
+    processes = run(0), run(1, "--set", f"{field}=9")
+    for process in processes:
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 2
+        assert said.startswith("jaxlm: error: process 1 has another config: ")
+        assert f"{field.rpartition('.')[2]} is 9 there" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_stops_both_and_a_finished_run_refuses_both(
     whole: Path, tiny_config: Path, tmp_path: Path
@@ -116,23 +137,31 @@ def test_a_run_goes_on_with_two_and_then_four_processes(tiny_config: Path, tmp_p
 ABORTS = """
 import os, sys, time, jax
 from jax._src import distributed
-from jaxlm.train.processes import leaving_at_failure
+from jaxlm.train.processes import all_alike, leaving_at_failure, main_first
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 jax.devices()
-with leaving_at_failure():
-    distributed.global_state.client.wait_at_barrier("both inside", 60_000)
+for _ in range(2):  # a second run in the same processes
+    all_alike("text", {"data_id": 1})
+    assert main_first(lambda: 7) == 7
+def work():
     if sys.argv[2] == "0":
         os.abort()
     time.sleep(60)
+if sys.argv[3] == "train":
+    with leaving_at_failure():
+        distributed.global_state.client.wait_at_barrier("both inside", 60_000)
+        work()
+main_first(work)
 """
 
 
-def test_an_abort_is_one_where_it_began_and_a_lost_process_to_the_others():
+@pytest.mark.parametrize("phase", ["prepare", "train"])
+def test_an_abort_is_one_where_it_began_and_a_lost_process_to_the_others(phase: str):
     """JAX aborts the others, out of Python's reach; 75 is what schedulers start again by."""
     with socket.create_server(("localhost", 0)) as free:
         place = f"localhost:{free.getsockname()[1]}"
     run = lambda i: subprocess.Popen(
-        [sys.executable, "-c", ABORTS, place, str(i)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", ABORTS, place, str(i), phase], stderr=subprocess.PIPE, text=True
     )
     first, second = run(0), run(1)
     said = [process.communicate(timeout=60)[1] for process in (first, second)]

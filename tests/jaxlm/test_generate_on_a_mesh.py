@@ -25,3 +25,11 @@ def test_stages_and_a_split_sequence_do_not_change_what_is_drawn() -> None:
     placed = jax.device_put(params, shardings(model.axes(), mesh))
     with on_mesh(mesh, rules_of(config)):
         assert list(Generator(model).stream(placed, prompt, 4, greedy, rng)) == want
+
+
+def test_rows_of_the_embedding_that_no_token_has_are_never_drawn():
+    model = Model(MODEL)
+    params = model.init(jax.random.key(0))
+    hot, prompt = Sampling(temperature=100.0), [1, 2]
+    drawn = list(Generator(model, 5).stream(params, prompt, 40, hot, jax.random.key(1)))
+    assert len(drawn) == 40 and set(drawn) == set(range(5))

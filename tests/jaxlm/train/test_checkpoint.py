@@ -2,6 +2,7 @@
 """Checkpoints: bit for bit on any mesh; damage is found; half a checkpoint is none."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -139,3 +140,33 @@ def test_a_full_or_closed_disk_is_one_line_and_the_old_checkpoint_stands(saved, 
         checkpointer.wait()
     checkpointer.close()
     assert list_checkpoints(folder) == [1]
+
+
+def test_what_is_no_step_is_left_alone(tmp_path, make_trainer):
+    """A person's notes, a copy of a checkpoint under another name."""
+    folder = tmp_path / "checkpoints"
+    checkpointer = Checkpointer(folder, keep=2, identity=IDENTITY)
+    checkpointer.save(1, make_trainer().init(jax.random.key(0)))
+    checkpointer.close()
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("precious")
+    shutil.copytree(folder / "00000001", folder / "00000001.bak")
+    shutil.copytree(folder / "00000001", folder / "best" / "00000001")
+    assert list_checkpoints(folder) == [1]
+    Checkpointer(folder, keep=2, identity=IDENTITY).close()
+    assert {p.name for p in folder.iterdir()} == {"00000001", "00000001.bak", "best", "mine"}
+    assert (folder / "mine" / "notes.txt").exists() and (folder / "best" / "00000001").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 1}', '{"format": 1, "step": 2}'])
+def test_a_manifest_that_says_nothing_is_damage(tmp_path, make_trainer, text):
+    folder = tmp_path / "checkpoints"
+    state = make_trainer().init(jax.random.key(0))
+    checkpointer = Checkpointer(folder, keep=2, identity=IDENTITY)
+    for step in (1, 2):
+        checkpointer.save(step, state)
+    checkpointer.close()
+    (folder / "00000002" / "manifest.json").write_text(text)
+    notes = []
+    assert newest_whole(folder, notes.append) == 1
+    assert "00000002/manifest.json is damaged" in notes[0]

@@ -1,21 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run can be used that was trained on many devices."""
 
+import dataclasses
+
+import jax
 import pytest
 
+from jaxlm.core.errors import ConfigError
 from jaxlm.sharding.config import MeshConfig
-from jaxlm.train.restore import mesh_here
+from jaxlm.train.restore import fitted
+from tests.jaxlm.train.conftest import CONFIG
 
 MESHES = [
-    MeshConfig(data=1, fsdp=2, expert=2, model=2),
-    MeshConfig(slice=2, pipeline=2, context=2, pipeline_repeats=2, context_attention="all_gather"),
+    MeshConfig(data=1, fsdp=2, context=2, model=2),
+    MeshConfig(data=2, pipeline=2, context=2, pipeline_repeats=1, context_attention="all_gather"),
     MeshConfig(fsdp=-1, data=8),
 ]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_run_of_any_mesh_can_be_used_on_one_device_and_elsewhere_on_its_own(
-    mesh: MeshConfig,
-) -> None:
-    assert set(mesh_here(mesh, 1).shape(1).values()) == {1}
-    assert mesh_here(mesh, 8) == mesh
+def test_a_run_of_any_mesh_can_be_used_on_one_device_and_elsewhere_on_its_own(mesh: MeshConfig):
+    config = dataclasses.replace(CONFIG, mesh=mesh)
+    found, count = fitted(config, 1)
+    assert (set(found.mesh.shape(1).values()), count) == ({1}, 1)
+    assert fitted(config, 8) == (config, 8)
+
+
+def test_elsewhere_it_takes_all_devices_or_else_one(monkeypatch):
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=4, model=2))
+    found, count = fitted(config, 4)
+    assert (found.mesh.shape(4)["fsdp"], count) == (4, 4)
+    assert fitted(config, 3)[1] == 1  # no batch of four splits over three
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ConfigError, match="fsdp=4, model=2 needs 8 devices, found 3"):
+        fitted(config, 3)
