@@ -2,6 +2,7 @@
 """`jaxlm data prepare | inspect | tokenize`: what a run would read."""
 
 import argparse
+import os
 import sys
 
 from jaxlm.cli.common import add_config_arguments
@@ -74,7 +75,7 @@ def _tokenize(args: argparse.Namespace, data: PreparedData) -> None:
     from jaxlm.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(data.tokenizer_path)
-    raw = sys.stdin.buffer.read() if args.text is None else args.text.encode()
+    raw = sys.stdin.buffer.read() if args.text is None else os.fsencode(args.text)
     ids = tokenizer.encode_bytes(raw)
     for i in ids:
         print(f"{i:6d}  {tokenizer.decode_bytes([i])!r}")

@@ -378,6 +378,15 @@ def test_any_prompt_is_continued(capfd: pytest.CaptureFixture[str], prompt: str)
 
 
 @pytest.mark.usefixtures("workshop")
+def test_any_text_is_tokenised(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also bytes that are no UTF-8, which Python gives a command as half surrogates."""
+    assert main(["data", "tokenize", "base.gin", "--text", "a\udcff"]) == 0
+    out, err = capfd.readouterr()
+    assert "b'\\xff'" in out and "2 bytes, " in out
+    assert err == ""
+
+
+@pytest.mark.usefixtures("workshop")
 @pytest.mark.parametrize("text", [CONFIG, 'include "base.gin"\n'])
 def test_damage_that_can_be_mended_alone_is(capfd: pytest.CaptureFixture[str], text: str) -> None:
     """A damaged memory of hashes is a cache's own affair, and a torn last row a killed run's."""
