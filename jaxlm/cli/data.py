@@ -6,9 +6,10 @@ import os
 import sys
 
 from jaxlm.cli.common import add_config_arguments
-from jaxlm.core.errors import ConfigError
+from jaxlm.core.checks import require
 from jaxlm.data.config import DataConfig
 from jaxlm.data.prepared import PreparedData
+from jaxlm.train.config import MOST_STEPS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +34,10 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.telemetry.display import make_display
 
     config = load(args.config, args.overrides).data
-    for name, least in (("step", 0), ("rows", 1)) if args.verb == "inspect" else ():
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name} must be >= {least}, got {getattr(args, name)}")
+    if args.verb == "inspect":
+        last = MOST_STEPS - 1  # batch of the longest run
+        require(0 <= args.step <= last, "--step", args.step, f"between 0 and {last}")
+        require(args.rows >= 1, "--rows", args.rows, ">= 1")
     display = make_display()
     with display:
         data = prepare(config, progress=display.progress)

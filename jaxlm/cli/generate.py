@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxlm.cli.common import add_device_arguments, set_up_devices
 from jaxlm.core.errors import ConfigError
+from jaxlm.train.config import MOST_SEED, MOST_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     for name, ok, allowed in (
-        ("tokens", args.tokens >= 1, ">= 1"),
+        ("tokens", 1 <= args.tokens <= MOST_TOKENS, f"between 1 and {MOST_TOKENS}"),
         ("temperature", 0 <= args.temperature < float("inf"), ">= 0"),
-        ("top-k", args.top_k >= 0, ">= 0"),
+        ("top-k", 0 <= args.top_k < 2**31, f"between 0 and {2**31 - 1}"),
         ("top-p", 0 < args.top_p <= 1, "above 0, at most 1"),
+        ("seed", 0 <= args.seed <= MOST_SEED, f"between 0 and {MOST_SEED}"),
     ):
         if not ok:
             raise ConfigError(

@@ -5,6 +5,10 @@ import dataclasses
 
 from jaxlm.core.checks import require
 
+MOST_STEPS = 2**31 - 1  # the state counts updates in an int32
+MOST_TOKENS = 1 << 20  # of one continuation: the keys and values of all lie in memory
+MOST_SEED = 2**32 - 1  # jax.random.key would cut a larger one to 32 bits, without a word
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -29,17 +33,16 @@ class TrainConfig:
     profile_steps: tuple[int, int] | None = None  # first and last update of a profiler trace
 
     def __post_init__(self) -> None:
-        counts = (
-            "num_steps",
-            "num_micro_batches",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "sample_tokens",
-        )
-        for name in counts:
+        for name in ("num_micro_batches", "log_every", "eval_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"TrainConfig.{name}", getattr(self, name), ">= 1")
-        require(self.seed >= 0, "TrainConfig.seed", self.seed, ">= 0")
+        for name, least, most in (
+            ("num_steps", 1, MOST_STEPS),
+            ("sample_tokens", 1, MOST_TOKENS),
+            ("seed", 0, MOST_SEED),
+        ):
+            value = getattr(self, name)
+            allowed = f"between {least} and {most}"
+            require(least <= value <= most, f"TrainConfig.{name}", value, allowed)
         # two: while the newest is being written, the one before it must still stand
         require(
             self.keep_checkpoints >= 2,

@@ -155,6 +155,9 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
         TRAIN, "base.gin includes itself, included by b.gin; remove one include",
     ),
     "config not UTF-8": (write("base.gin", b"# \xff\n"), TRAIN, "base.gin is not UTF-8 text (byte 2)"),
+    "seed": (None, set_(f"TrainConfig.seed = {2**32}"), "TrainConfig.seed must be between 0 and 4294967295, got 4294967296"),
+    "steps": (None, set_(f"TrainConfig.num_steps = {10**26}"), "num_steps must be between 1 and 2147483647, got 1000"),
+    "tokens of a sample": (None, set_(f"TrainConfig.sample_tokens = {10**10}"), "sample_tokens must be between 1 and 1048576, got 1"),
     "weights zero": (None, set_("CorpusConfig.weight = 0"), "positive total weight"),
     "weight negative": (None, set_("CorpusConfig.weight = -1"), "must be >= 0, got -1.0"),
     "schedule's length": (
@@ -244,10 +247,14 @@ USES: dict[str, tuple[Setup | None, str, str]] = {
     "damaged config": (write("runs/done/config.json", "{"), GENERATE, "config.json is damaged"),
     "no tokenizer": (lambda: Path("runs/done/tokenizer.model").unlink(), GENERATE, "tokenizer.model: cannot be read"),
     "tokenizer altered": (alter("runs/done/tokenizer.model"), GENERATE, "not the one that the data was made with"),
-    "tokens": (None, GENERATE + " --tokens 0", "--tokens must be >= 1, got 0"),
+    "tokens": (None, GENERATE + " --tokens 0", "--tokens must be between 1 and 1048576, got 0"),
+    "many tokens": (None, GENERATE + " --tokens 10000000000", "--tokens must be between 1 and 1048576, got 10000000000"),
     "top-p": (None, GENERATE + " --top-p 2", "--top-p must be above 0, at most 1, got 2.0"),
-    "top-k": (None, GENERATE + " --top-k -1", "--top-k must be >= 0, got -1"),
+    "top-k": (None, GENERATE + " --top-k -1", "--top-k must be between 0 and 2147483647, got -1"),
+    "large top-k": (None, GENERATE + " --top-k 9999999999", "--top-k must be between 0 and 2147483647, got 9999999999"),
     "temperature": (None, GENERATE + " --temperature nan", "--temperature must be >= 0, got nan"),
+    "large seed": (None, GENERATE + " --seed 4294967296", "--seed must be between 0 and 4294967295, got 4294967296"),
+    "negative seed": (None, GENERATE + " --seed -1", "--seed must be between 0 and 4294967295, got -1"),
     "seed": (None, GENERATE + " --seed x", "argument --seed: invalid int value: 'x'; see `jaxlm generate --help`"),
 }  # fmt: skip
 
@@ -295,7 +302,10 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "bench: no bank": (None, "bench policies --bank no.csv", "no.csv: cannot be read (No such file or directory)"),
     "bench: no bank of comparisons": (None, "bench calibration --bank no.csv", "no.csv: cannot be read"),
     "inspect: no row": (None, "data inspect base.gin --rows 0", "--rows must be >= 1, got 0"),
-    "inspect: no batch": (None, "data inspect base.gin --step -1", "--step must be >= 0, got -1"),
+    "inspect: no batch": (None, "data inspect base.gin --step -1", "--step must be between 0 and 2147483646, got -1"),
+    "inspect: no such batch": (
+        None, "data inspect base.gin --step 99999999999999", "--step must be between 0 and 2147483646, got 99999999999999",
+    ),
     "profile": (None, set_("TrainConfig.profile_steps = (3, 5)"), "must be within TrainConfig.num_steps=4, got (3, 5)"),
     "ablate: other validation text": (
         None, "ablate base.gin --vary DataConfig.valid_frac=[0.1]", "arm 'valid_frac=0.1' has another DataConfig.valid_frac",
