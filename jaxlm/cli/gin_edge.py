@@ -115,8 +115,9 @@ class _Builder:
         self.statements = statements
         self.used = {""}
 
-    def build(self, cls: type, scope: str = "") -> Any:
+    def build(self, cls: type, scope: str = "", within: tuple[str, ...] = ()) -> Any:
         self.used.add(scope)
+        within = _deeper(within, f"@{scope}/{cls.__name__}()" if scope else f"@{cls.__name__}()")
         bound = dict(self.statements.bindings.get(("", cls.__name__), {}))
         if scope:
             bound |= self.statements.bindings.get((scope, cls.__name__), {})
@@ -126,30 +127,38 @@ class _Builder:
                 value, where = bound[name]
                 try:
                     values[name] = coerce(
-                        self._evaluate(value, where), declared, f"{cls.__name__}.{name}"
+                        self._evaluate(value, within), declared, f"{cls.__name__}.{name}"
                     )
                 except ConfigError as e:
                     raise ConfigError(f"{where}: {e}") from e
             elif is_config(declared):
-                values[name] = self.build(declared)
+                values[name] = self.build(declared, within=within)
         return from_dict(cls, values)
 
-    def _evaluate(self, value: Any, where: str) -> Any:
+    def _evaluate(self, value: Any, within: tuple[str, ...]) -> Any:
         if isinstance(value, _Macro):
             macros = self.statements.macros
             if value.name not in macros:
                 raise ConfigError(f"undefined macro %{value.name}; {nearest(value.name, macros)}")
-            return self._evaluate(*macros[value.name])
+            return self._evaluate(macros[value.name].value, _deeper(within, f"%{value.name}"))
         if isinstance(value, _Reference):
             scope, _, name = value.selector.rpartition("/")
             if name not in _classes():
                 raise ConfigError(f"unknown config @{value.selector}; {nearest(name, _classes())}")
             if not value.evaluate:
                 raise ConfigError(f"write @{value.selector}() with parentheses")
-            return self.build(_classes()[name], scope)
+            return self.build(_classes()[name], scope, within)
         if isinstance(value, list | tuple):
-            return tuple(self._evaluate(v, where) for v in value)
+            return tuple(self._evaluate(v, within) for v in value)
         return value
+
+
+def _deeper(within: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The names that are being evaluated, with one more.  Raises ConfigError for one among them."""
+    if name in within:
+        cycle = " -> ".join((*within[within.index(name) :], name))
+        raise ConfigError(f"{name} refers to itself: {cycle}; give one of them a value")
+    return (*within, name)
 
 
 @functools.cache

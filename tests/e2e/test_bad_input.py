@@ -146,6 +146,8 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
         None, set_("OptimConfig.groups = [@GroupConfig()]") + " --set \"GroupConfig.pattern = 'x'\"",
         "must match the whole path of a parameter",
     ),
+    "macro cycle": (None, set_("y = %z", "z = [%y]", "OptimConfig.peak_lr = %y"), "%y refers to itself: %y -> %z -> %y; give one of them a value"),
+    "config cycle": (None, set_("RunConfig.optim = @RunConfig()"), "@RunConfig() refers to itself: @RunConfig() -> @RunConfig(); give one"),
     "open bracket": (None, set_("DataConfig.corpora = ("), "not gin syntax"),
     "no such config": (None, "train nowhere.gin", "cannot read config nowhere.gin: No such file"),
     "config is a folder": (None, "train text", "cannot read config text: Is a directory"),
