@@ -84,6 +84,9 @@ class ModelConfig:
             self.head_width,
             "even and > 0 (RoPE)",
         )
+        # NTK stretches the frequencies by rope_factor^(H / (H - 2))
+        is_wide = self.rope_scaling != "ntk" or self.head_width > 2
+        require(is_wide, "ModelConfig.head_dim", self.head_width, "above 2 with rope_scaling='ntk'")
         require(
             self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
             "ModelConfig.num_kv_heads",

@@ -125,6 +125,9 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "wrong type": (None, set_("DataConfig.seq_len = 'x'"), "must be of type int, got 'x'"),
     "out of range": (None, set_("OptimConfig.peak_lr = -1"), "must be > 0, got -1"),
     "heads": (None, set_("ModelConfig.num_heads = 3"), "a multiple of num_heads=3"),
+    "RoPE": (
+        None, set_("ModelConfig.head_dim = 2", "ModelConfig.rope_scaling = 'ntk'"), "head_dim must be above 2 with rope_scaling='ntk', got 2",
+    ),
     "experts of a token": (None, set_("ModelConfig.num_experts = 1"), "experts_per_token must be between 1 and num_experts=1"),
     "no experts": (None, set_("ModelConfig.num_shared_experts = 2"), "must be left out, or ModelConfig.num_experts set"),
     "dense layers": (None, set_("ModelConfig.num_experts = 4", "ModelConfig.num_dense_layers = 4"), "must be below num_layers="),
