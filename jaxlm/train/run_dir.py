@@ -32,6 +32,13 @@ def check_run_dir(path: Path, config: RunConfig) -> None:
     Raises RunError for the directory of another config or of no run, a finished or damaged run,
     or one that cannot be written.
     """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise RunError(
+            f"run directory {str(path)!r}: its path is not UTF-8, and no checkpoint can be written "
+            "there; choose another with --run DIR"
+        ) from None
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir():
         raise RunError(f"run directory {path}: {there} is a file; choose another with --run DIR")

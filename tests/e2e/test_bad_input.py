@@ -219,6 +219,7 @@ RUNS: dict[str, tuple[Setup | None, str, str]] = {
     ),
     "a file": (None, "train base.gin --run base.gin", "base.gin is a file; choose another with --run DIR"),
     "below a file": (None, "train base.gin --run base.gin/x", "base.gin is a file; choose another"),
+    "no UTF-8": (None, "train base.gin --run runs/by\udcff", "run directory 'runs/by\\udcff': its path is not UTF-8"),
     "not empty": (None, "train base.gin --run text", "text is not empty and holds no run (no config.json)"),
     "config.json damaged": (write("runs/done/config.json", "{"), DONE, "config.json is damaged"),
     "config.json a list": (write("runs/done/config.json", "[]"), DONE, "damaged (no JSON object); put a copy of it back"),
