@@ -132,7 +132,10 @@ def _tokenizer(
     if manifest is None:
         raise TokenizerError(f"{folder}: damaged: delete it and run again")
     sha256 = manifest["contents"][0]["sha256"]
-    return model_path, load_tokenizer(model_path, sha256=sha256, vocab_size=wanted.vocab_size)
+    mend = f"put that one back, or delete {folder} and run again"
+    return model_path, load_tokenizer(
+        model_path, sha256=sha256, vocab_size=wanted.vocab_size, mend=mend
+    )
 
 
 def _tokenizer_texts(config: DataConfig) -> Iterator[str]:

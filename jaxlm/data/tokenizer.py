@@ -114,10 +114,15 @@ class StreamDecoder:
 
 
 def load_tokenizer(
-    path: str | os.PathLike[str], *, sha256: str | None = None, vocab_size: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    vocab_size: int | None = None,
+    mend: str = "put that one back",
 ) -> Tokenizer:
     """The model file at `path`, checked against the sha256 and the vocabulary size if given.
 
+    `mend` is what the user can do about a file of another sha256.
     Raises TokenizerError where the file is missing, damaged, or not the one expected.
     """
     try:
@@ -129,8 +134,7 @@ def load_tokenizer(
     if sha256 is not None and got != sha256:
         raise TokenizerError(
             f"tokenizer {path}: not the one that the data was made with "
-            f"(sha256 {got[:12]}, expected {sha256[:12]}): put that one back, or delete "
-            f"{Path(path).parent} and run again"
+            f"(sha256 {got[:12]}, expected {sha256[:12]}): {mend}"
         )
     tokenizer = Tokenizer(model, f"tokenizer {path}")
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:

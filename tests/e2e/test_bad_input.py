@@ -201,7 +201,7 @@ DATA: dict[str, tuple[Setup | None, str, str]] = {
         None, set_("TokenizerConfig.vocab_size = 9000") + " --set ModelConfig.vocab_size=9000", "cannot be trained on this text",
     ),
     "cached tokenizer altered": (
-        alter("data/tokenizers/*/tokenizer.model"), TRAIN, "not the one that the data was made with",
+        alter("data/tokenizers/*/tokenizer.model"), TRAIN, "put that one back, or delete data/tokenizers/",
     ),
     "cached tokenizer truncated": (cut("data/tokenizers/*/tokenizer.model"), TRAIN, "damaged: delete it and run again"),
 }  # fmt: skip
@@ -252,7 +252,9 @@ USES: dict[str, tuple[Setup | None, str, str]] = {
     ),
     "damaged config": (write("runs/done/config.json", "{"), GENERATE, "config.json is damaged"),
     "no tokenizer": (lambda: Path("runs/done/tokenizer.model").unlink(), GENERATE, "tokenizer.model: cannot be read"),
-    "tokenizer altered": (alter("runs/done/tokenizer.model"), GENERATE, "not the one that the data was made with"),
+    "tokenizer altered": (
+        alter("runs/done/tokenizer.model"), GENERATE, "): put that one back\n",  # never: delete the run
+    ),
     "tokens": (None, GENERATE + " --tokens 0", "--tokens must be between 1 and 1048576, got 0"),
     "many tokens": (None, GENERATE + " --tokens 10000000000", "--tokens must be between 1 and 1048576, got 10000000000"),
     "top-p": (None, GENERATE + " --top-p 2", "--top-p must be above 0, at most 1, got 2.0"),
