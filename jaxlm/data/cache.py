@@ -20,6 +20,7 @@ from jaxlm.core.canonical import file_sha256, write_json_atomic
 from jaxlm.core.errors import DataError
 
 MANIFEST = "manifest.json"
+READ_ONLY = (errno.EROFS, errno.EACCES)  # of a disk that can be read, and need not be written
 _UNFINISHED = ".unfinished-"
 
 
@@ -46,7 +47,7 @@ def locked(cache_dir: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             cache_dir.mkdir(parents=True, exist_ok=True)
             lock = os.open(cache_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as e:
-            if e.errno not in (errno.EROFS, errno.EACCES) or not cache_dir.is_dir():
+            if e.errno not in READ_ONLY or not cache_dir.is_dir():
                 raise
             lock = None
     if lock is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm.core.canonical import file_sha256, write_json_atomic
-from jaxlm.data.cache import writing
+from jaxlm.data.cache import READ_ONLY, writing
 from jaxlm.data.source import readable
 
 
@@ -29,11 +29,18 @@ def fingerprint(files: Sequence[Path], memory: Path) -> tuple[list[SourceFile], 
 
 
 def remember(found: list[SourceFile], memory: Path) -> None:
-    """Keeps the hashes in the file `memory` for the next call of `fingerprint`."""
+    """Keeps the hashes in the file `memory` for the next call of `fingerprint`.
+
+    Not on a read-only disk: whoever cannot remember takes the hashes again.
+    """
     if found != list(_recall(memory).values()):
         with writing(memory):
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(memory, found)
+            try:
+                memory.parent.mkdir(parents=True, exist_ok=True)
+                write_json_atomic(memory, found)
+            except OSError as e:
+                if e.errno not in READ_ONLY:
+                    raise
 
 
 def _recall(memory: Path) -> dict[str, SourceFile]:
