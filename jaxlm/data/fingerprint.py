@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sha256 of source files, taken again only where size or time of change differ."""
+"""sha256 of source files, taken again only where size, a time of change or the inode differ.
+
+The time that a program can set (mtime) stays when a file is moved or unpacked over another; the
+kernel's own (ctime) and the inode do not.
+"""
 
 import dataclasses
 import json
@@ -18,6 +22,8 @@ class SourceFile:
     path: str
     size: int  # bytes
     mtime_ns: int
+    ctime_ns: int
+    inode: int
     sha256: str
 
 
@@ -53,9 +59,10 @@ def _recall(memory: Path) -> dict[str, SourceFile]:
 def _hash(path: Path, known: SourceFile | None) -> SourceFile:
     with readable(path):
         stat = path.stat()
-        if known and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        found = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        if known and SourceFile(*found, known.sha256) == known:
             return known
-        return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, file_sha256(path))
+        return SourceFile(*found, file_sha256(path))
 
 
 def _what_changed(old: dict[str, SourceFile], new: dict[str, SourceFile]) -> str | None:

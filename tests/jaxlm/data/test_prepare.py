@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import hashlib
 import itertools
+import json
 import lzma
 import os
 import subprocess
@@ -163,6 +164,34 @@ def test_changed_input_is_noticed_named_and_prepared_anew(make_config: MakeConfi
     (path.parent / "more.jsonl").unlink()
     path.write_bytes(text)
     assert "was removed and 1 more" in prepare(config).notices[0]
+    assert prepare(config) == first
+
+
+def test_changed_input_of_the_same_size_and_time_is_noticed(make_config: MakeConfig) -> None:
+    config = make_config()
+    prepare(config)
+    path = Path(config.corpora[1].source) / "docs.jsonl"
+    text, stat = path.read_bytes(), path.stat()
+    for changed, write in (  # in place; and by another file that takes its place
+        (text.replace(b"return", b"RETURN", 1), path.write_bytes),
+        (text, lambda data: path.with_suffix(".new").write_bytes(data)),
+    ):
+        write(changed)
+        if path.with_suffix(".new").exists():
+            path.with_suffix(".new").rename(path)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert prepare(config).notices[0].startswith(f"corpus 'b': {path} changed")
+
+
+def test_hashes_that_an_older_version_remembered_are_taken_again(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config()
+    first = prepare(config)
+    for memory in (tmp_path / "cache" / "sources").iterdir():
+        old = ("path", "size", "mtime_ns", "sha256")
+        rows = [{name: row[name] for name in old} for row in json.loads(memory.read_text())]
+        memory.write_text(json.dumps([row | {"sha256": "0" * 64} for row in rows]))
     assert prepare(config) == first
 
 
