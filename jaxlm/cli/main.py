@@ -94,8 +94,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             module.add_arguments(command)
             command.set_defaults(execute=module.run)
     # argparse takes -0.02,-0.04,0 for an option, but nothing with a blank
-    words = [f" {word}" if NUMBERS.match(word) else word for word in argv]
+    lists = {f" {word}": word for word in argv if NUMBERS.match(word)}
+    words = [f" {word}" if f" {word}" in lists else word for word in argv]
     args, unknown = parser.parse_known_args(words)
+    for name, value in vars(args).items():
+        if isinstance(value, str):  # a prompt may look like a list, and is continued as it is
+            setattr(args, name, lists.get(value, value))
     # argparse passes over a list that stands behind options
     if getattr(args, "config", None) == []:
         args.config = [word for word in unknown if not word.startswith("-")]

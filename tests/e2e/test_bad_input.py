@@ -387,7 +387,7 @@ def test_bad_text_leaves_no_trace_of_a_cache_that_was_not_there(
 
 
 @pytest.mark.usefixtures("workshop")
-@pytest.mark.parametrize("prompt", ["", "a\udcff\udcc3b", "é\x00\n"])
+@pytest.mark.parametrize("prompt", ["", "a\udcff\udcc3b", "é\x00\n", "-1, hello", "-1,hello"])
 def test_any_prompt_is_continued(capfd: pytest.CaptureFixture[str], prompt: str) -> None:
     assert main(["generate", "runs/done", prompt, "--tokens", "2"]) == 0
     out, err = capfd.readouterr()
