@@ -94,7 +94,8 @@ class Generator:
         settings = (
             jnp.float32(sampling.temperature),
             jnp.int32(sampling.top_k),
-            jnp.float32(sampling.top_p),
+            # a smaller one would become 0, which leaves no token
+            jnp.float32(max(sampling.top_p, jnp.finfo(jnp.float32).tiny)),
         )
         # slots that padding filled are overwritten, or lie after every query that counts
         feed, length, offset = jnp.array([padded]), len(prompt), 0

@@ -396,6 +396,17 @@ def test_any_prompt_is_continued(capfd: pytest.CaptureFixture[str], prompt: str)
 
 
 @pytest.mark.usefixtures("workshop")
+def test_a_share_that_float32_cannot_hold_leaves_the_likeliest_token(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    told = []
+    for option in (["--temperature", "0"], ["--top-p", "1e-50"]):
+        assert main(["generate", "runs/done", "la", "--tokens", "8", *option]) == 0
+        told.append(capfd.readouterr().out)
+    assert told[0] == told[1]
+
+
+@pytest.mark.usefixtures("workshop")
 def test_any_text_is_tokenised(capfd: pytest.CaptureFixture[str]) -> None:
     """Also bytes that are no UTF-8, which Python gives a command as half surrogates."""
     assert main(["data", "tokenize", "base.gin", "--text", "a\udcff"]) == 0
