@@ -146,6 +146,7 @@ class Run:
         self.reporter = Reporter(self.writers, display, resolved, peak, probe=self.trainer.probe)
         self.batch_probe = self._batch_probe() if self.trainer.probe else None
         self._looked_at: dict[int, dict[str, float]] = {}  # metrics of batches, by step
+        self._kept = 0  # updates in the newest checkpoint; 0: there is none
 
     def initial_state(self) -> tuple[TrainState, int]:
         """The newest whole checkpoint, or fresh parameters; and how many updates it holds."""
@@ -165,12 +166,14 @@ class Run:
             self.batch_probe.remember(restore_host(directory, step))
         self.reporter.resume(rows[-1]["data/tokens_seen"] if rows else 0)
         self.reporter.event(step, "resumed", f"from {directory}")
+        self._kept = step
         return state
 
     def save(self, step: int, state: TrainState) -> None:
         """A checkpoint, in the background."""
         memory = None if self.batch_probe is None else self.batch_probe.memory()
         self.checkpoints.save(step, state, memory)
+        self._kept = step
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Global arrays of batch(start), batch(start + 1), ...; read in the background."""
@@ -194,9 +197,11 @@ class Run:
         self.reporter.train(step, values, self.train_source.epoch(step), data_wait_s)
         if not values["update/applied"]:
             self.reporter.event(step, "refused", "loss or gradient is not finite")
+            whole = f"the checkpoint of update {self._kept} is whole"
+            left = whole if self._kept else "there is no checkpoint yet"
             raise NonFiniteError(
                 f"update {step} was refused: loss {values['train/loss_nats']}, gradient norm "
-                f"{values['grad/norm_l2']}; the last checkpoint is whole; lower OptimConfig.peak_lr "
+                f"{values['grad/norm_l2']}; {left}; lower OptimConfig.peak_lr "
                 "or lengthen OptimConfig.warmup_steps"
             )
 

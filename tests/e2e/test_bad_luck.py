@@ -202,6 +202,21 @@ def test_a_complete_cache_on_a_read_only_disk_is_read(capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [(1, "the checkpoint of update 1 is whole; "), (2, "there is no checkpoint yet; ")],
+)
+def test_a_refused_update_says_what_is_left(
+    capfd: pytest.CaptureFixture[str], every: int, kept: str
+) -> None:
+    diverging = ["OptimConfig.peak_lr=3e38", f"TrainConfig.checkpoint_every={every}"]
+    assert main([*TRAIN, *(word for text in diverging for word in ("--set", text))]) == 3
+    line = one_line(capfd.readouterr().err)
+    assert "update 2 was refused: " in line
+    assert kept in line
+    assert list_checkpoints(CHECKPOINTS) == [1][: every == 1]
+
+
 @pytest.mark.slow
 def test_a_read_only_run_can_still_be_used(capfd: pytest.CaptureFixture[str]) -> None:
     with small_disk(Path("run"), "4m"):
