@@ -137,6 +137,10 @@ def _text_of_json(line: str, field: str, where: str) -> str:
         value = json.loads(line)
     except ValueError as e:
         raise DataError(f"{where}: not JSON ({e}): each line must be one JSON object") from e
+    except RecursionError:
+        raise DataError(
+            f"{where}: nested too deeply: each line must be one JSON object that holds its text directly"
+        ) from None
     if not isinstance(value, dict) or field not in value:
         held = ", ".join(value) if isinstance(value, dict) else type(value).__name__
         raise DataError(f"{where}: no field {field!r} among: {held}; set CorpusConfig.text_field")

@@ -185,6 +185,9 @@ DATA: dict[str, tuple[Setup | None, str, str]] = {
     "truncated zst": (truncated_zst, TRAIN, "text/more.jsonl.zst: cannot be read (Truncated"),
     "no field": (write("text/a.jsonl", '{"body": "x"}\n'), TRAIN, "text/a.jsonl:1: no field 'text' among: body; set"),
     "not JSON": (write("text/a.jsonl", "x\n"), TRAIN, "text/a.jsonl:1: not JSON"),
+    "deep JSON": (
+        write("text/a.jsonl", '{"text": ' + "[" * 200_000 + "\n"), TRAIN, "text/a.jsonl:1: nested too deeply: each line must be one JSON",
+    ),
     "too few tokens": (
         None, set_("DataConfig.batch_size = 8000"), "but one batch takes 8000: give more text, or set a smaller",
     ),
