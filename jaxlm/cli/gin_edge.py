@@ -8,6 +8,7 @@ behind.  `OptimConfig.peak_lr = 3e-4` sets a field of the one OptimConfig in the
 """
 
 import functools
+import re
 import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,10 @@ class _Statements:
                 raise
             line_number = getattr(e, "lineno", None)
             line = f":{line_number}" if including and line_number else ""
-            reason = str(e.args[0] if e.args else e).splitlines()[0]
+            said = str(e.args[0] if e.args else e)
+            # Python's inner names first, then the word that was meant
+            word = re.fullmatch(r"malformed node .*\s+Failed to parse token ('.*')", said)
+            reason = f"{word[1]} is no value" if word else said.splitlines()[0]
             raise ConfigError(
                 f"{origin}{line}: not gin syntax: {reason} (strings need quotes)"
             ) from e

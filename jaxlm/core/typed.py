@@ -14,8 +14,10 @@ from jaxlm.core.errors import ConfigError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?', or the whole list when nothing is near."""
+    """'did you mean X?', or the whole list when nothing is near."""
     known = sorted(known)
+    if not known:
+        return "none are known"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 

@@ -154,6 +154,8 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "open bracket": (None, set_("DataConfig.corpora = ("), "not gin syntax"),
     "no such config": (None, "train nowhere.gin", "cannot read config nowhere.gin: No such file"),
     "config is a folder": (None, "train text", "cannot read config text: Is a directory"),
+    "bare word": (None, set_("OptimConfig.peak_lr = abc"), "not gin syntax: 'abc' is no value (strings need quotes)"),
+    "macro, none defined": (None, set_("OptimConfig.peak_lr = %abc"), "undefined macro %abc; none are known"),
     "missing include": (write("base.gin", 'include "gone.gin"\n'), TRAIN, "gone.gin, included by base.gin: No such"),
     "include cycle": (
         lambda: (write("base.gin", 'include "b.gin"')(), write("b.gin", 'include "base.gin"')()),

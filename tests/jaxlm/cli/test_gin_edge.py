@@ -63,6 +63,7 @@ def test_macros_includes_scopes_and_overrides_apply_in_order(base, tmp_path):
         ("ModelConfig.embed_dim = %wdth", "undefined macro %wdth; did you mean 'width'?"),
         ("x/CorpusConfig.name = 'x'", "nothing refers to @x/CorpusConfig()"),
         ("ModelConfig.remat = full", "strings need quotes"),
+        ("OptimConfig.name = '\udcff'", "not gin syntax: 'utf-8' codec can't encode"),
         ("import os", "only bindings and include are allowed"),
         ('include "nowhere.gin"', "cannot read config"),
         ("gibberish", "not gin syntax"),
