@@ -61,3 +61,9 @@ class TrainConfig:
                 self.profile_steps,
                 "1 <= first <= last",
             )
+            require(
+                last <= self.num_steps,
+                "TrainConfig.profile_steps",
+                self.profile_steps,
+                f"within TrainConfig.num_steps={self.num_steps}",
+            )

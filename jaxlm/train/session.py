@@ -18,7 +18,6 @@ import numpy as np
 
 from jaxlm.config import Resolved, RunConfig, resolve
 from jaxlm.core.canonical import to_jsonable, write_atomic, write_json_atomic
-from jaxlm.core.checks import require
 from jaxlm.core.errors import ConfigError, NonFiniteError
 from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import PreparedData
@@ -69,13 +68,6 @@ def run_training(
     kernel_choices(config)
     if config.train.tensorboard:
         check_installed()
-    if config.train.profile_steps is not None:
-        require(
-            config.train.profile_steps[1] <= config.train.num_steps,
-            "TrainConfig.profile_steps",
-            config.train.profile_steps,
-            f"within TrainConfig.num_steps={config.train.num_steps}",
-        )
     group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
     all_alike("config", flat(to_jsonable(config)))
     data, lock = main_first(lambda: _prepare(config, run_dir, gin_text, display))

@@ -299,6 +299,9 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "plan: no folder": (None, PLAN + " --analytic --json no/x.json", "no/x.json cannot be written: there is no folder no"),
     "plan: no folder for a page": (None, PLAN + " --analytic --html no/x.html", "there is no folder no; make it first"),
     "plan: a folder": (None, PLAN + " --analytic --json text", "text cannot be written: it is a folder; name a file"),
+    "profile, dry": (
+        None, set_("TrainConfig.profile_steps = (3, 5)") + " --dry-run", "must be within TrainConfig.num_steps=4, got (3, 5)",
+    ),
     "plan: nothing to save": (None, PLAN + " --analytic --save x.bin", "--save does not go with --analytic"),
     "plan: search compiles": (None, PLAN + " --analytic --search 2", "--analytic does not go with --search"),
     "plan: compare has no page": (
