@@ -59,7 +59,8 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
         sources, changes = zip(*map(fingerprint, files, memories), strict=True)
         tokenizer_path, tokenizer = _tokenizer(config, sources, cache_dir, progress)
         work = _Work(config, cache_dir, tokenizer, tokenizer_path, progress)
-        corpora = tuple(map(functools.partial(_corpus, work), config.corpora, sources))
+        prepared = map(functools.partial(_corpus, work), config.corpora, sources)
+        corpora, are_new = zip(*prepared, strict=True)
         for found, memory in zip(sources, memories, strict=True):
             remember(found, memory)
     _check_enough_rows(config, corpora)
@@ -76,8 +77,8 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
             }
         ),
         notices=tuple(
-            f"corpus {corpus.name!r}: {change}: prepared anew"
-            for corpus, change in zip(config.corpora, changes, strict=True)
+            f"corpus {corpus.name!r}: {change}: {'prepared anew' if is_new else 'found in the cache'}"
+            for corpus, change, is_new in zip(config.corpora, changes, are_new, strict=True)
             if change
         ),
     )
@@ -168,7 +169,10 @@ class _Work:
         return RowFormat(self.config.seq_len, t.vocab_size, t.separator_id, t.pad_id)
 
 
-def _corpus(work: _Work, corpus: CorpusConfig, files: list[SourceFile]) -> PreparedCorpus:
+def _corpus(
+    work: _Work, corpus: CorpusConfig, files: list[SourceFile]
+) -> tuple[PreparedCorpus, bool]:
+    """The corpus, and whether its text was not in the cache yet."""
     origin = {
         "format": FORMAT,
         "source": _source_id(corpus, files),
@@ -187,9 +191,10 @@ def _corpus(work: _Work, corpus: CorpusConfig, files: list[SourceFile]) -> Prepa
         packed = build_rows(tmp, documents, stats, work.row_format, report)
         return {**origin, "row_format": work.row_format, **packed}
 
+    is_new = read_manifest(documents) is None
     manifest = ensure(documents, work.cache_dir, build_both_splits)
     packed = ensure(rows, work.cache_dir, build_packed)
-    return PreparedCorpus(
+    prepared = PreparedCorpus(
         name=corpus.name,
         id=content_id({**origin, "seq_len": work.config.seq_len}),
         folder=rows,
@@ -197,6 +202,7 @@ def _corpus(work: _Work, corpus: CorpusConfig, files: list[SourceFile]) -> Prepa
         valid=_split(rows, packed["valid"]),
         baselines=manifest["baselines"],
     )
+    return prepared, is_new
 
 
 def _documents(

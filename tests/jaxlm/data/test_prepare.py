@@ -163,7 +163,8 @@ def test_changed_input_is_noticed_named_and_prepared_anew(make_config: MakeConfi
     )
     (path.parent / "more.jsonl").unlink()
     path.write_bytes(text)
-    assert "was removed and 1 more" in prepare(config).notices[0]
+    back = f"corpus 'b': {path.parent}/more.jsonl was removed and 1 more changes"
+    assert prepare(config).notices == (f"{back}: found in the cache",)
     assert prepare(config) == first
 
 
