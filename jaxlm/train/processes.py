@@ -40,17 +40,19 @@ ANSWER_S = 5.0  # within which a coordinator that is well takes a value
 def all_alike(name: str, value: dict[str, Any]) -> None:
     """Raises RunError, in all processes, where one of them has another `value` than process 0.
 
-    What differs between them trains on a mixture of both, or waits for ever.
+    What differs between them trains on a mixture of both, or waits for ever.  PeerError where
+    another process has gone.
     """
     client: Any = distributed.global_state.client
     if client is None:
         return
     key = f"jaxlm/alike/{next(_meetings)}/"
-    client.key_value_set(f"{key}{jax.process_index()}", json.dumps(value))
-    first, *others = (
-        json.loads(client.blocking_key_value_get(f"{key}{i}", DAY_MS))
-        for i in range(jax.process_count())
-    )
+    with _ending_when_lost():
+        client.key_value_set(f"{key}{jax.process_index()}", json.dumps(value))
+        told = [
+            client.blocking_key_value_get(f"{key}{i}", DAY_MS) for i in range(jax.process_count())
+        ]
+    first, *others = map(json.loads, told)
     for process, other in enumerate(others, start=1):
         for field in sorted(first.keys() | other.keys()):
             if first.get(field) != other.get(field):
@@ -63,7 +65,8 @@ def all_alike(name: str, value: dict[str, Any]) -> None:
 def main_first(work: Callable[[], T]) -> T:
     """Process 0 does `work`, then the others, who find what it made; returns once all have done it.
 
-    Raises what `work` raises, and in the other processes a RunError that quotes it.
+    Raises what `work` raises, and in the other processes a RunError that quotes it; PeerError where
+    another process has gone.
     """
     client, me = distributed.global_state.client, jax.process_index()
     if client is None:
@@ -106,25 +109,25 @@ def leaving_at_failure() -> Iterator[None]:
     try:
         with _ending_when_lost():
             yield
-    except NonFiniteError:  # is raised in all processes at the same step
+    except (NonFiniteError, PeerError):  # the first is raised in all processes at the same step
         raise
     except BaseException as error:
-        if jax.process_count() == 1:
-            raise
-        lost = any(name in str(error) for name in LOST)
-        code = PeerError.exit_code if lost else getattr(error, "exit_code", 1)
-        atexit.register(os._exit, code)  # runs when everything has been said
-        if lost:
-            line = str(error.__cause__ or error).splitlines()[0]
-            raise PeerError(f"{GONE} ({line})") from error
+        if jax.process_count() > 1:
+            _exit_at_once(getattr(error, "exit_code", 1))
         raise
+
+
+def _exit_at_once(code: int) -> None:
+    """When everything has been said, without JAX's last barrier."""
+    atexit.register(os._exit, code)
 
 
 @contextlib.contextmanager
 def _ending_when_lost() -> Iterator[None]:
-    """Ends this process where another has gone and it does not come out of the body by itself.
+    """Raises PeerError where the body fails because another process has gone, and exits at once then.
 
-    It may wait for the other at the end of a save, or while that one prepares data.
+    Where it does not come out of the body by itself (it may wait for the other at the end of a save,
+    or while that one prepares data) it is ended all the same.
     """
     leaving = threading.Lock()
 
@@ -137,6 +140,12 @@ def _ending_when_lost() -> Iterator[None]:
     with _leaving_at_abort(), lifeline(end):
         try:
             yield
+        except Exception as error:
+            if jax.process_count() > 1 and any(name in str(error) for name in LOST):
+                _exit_at_once(PeerError.exit_code)
+                line = str(error.__cause__ or error).splitlines()[0]
+                raise PeerError(f"{GONE} ({line})") from error
+            raise
         finally:
             leaving.acquire()  # out of the body it comes to its own end
 
@@ -167,7 +176,7 @@ def _at_abort(number: int) -> None:
 
 def _answers(client: Any) -> bool:
     """Whether the coordinator still takes a value from this process."""
-    took, key = list[bool](), f"jaxlm/abort/{jax.process_index()}"
+    took, key = list[bool](), f"jaxlm/abort/{distributed.global_state.process_id}"
 
     def ask() -> None:
         with contextlib.suppress(Exception):
