@@ -30,7 +30,7 @@ def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
     total = (TURNS + 1) * num_steps
     quiet = dataclasses.replace(
         config.train, num_steps=total, eval_every=total, checkpoint_every=total,
-        sample_prompts=(), eval_batches=1,
+        sample_prompts=(), eval_batches=1, profile_steps=None,
     )  # fmt: skip
     config = dataclasses.replace(
         config, train=quiet, optim=dataclasses.replace(config.optim, warmup_steps=0)

@@ -192,7 +192,9 @@ def _hypothesis(settings: Sequence[Setting], rules: Rules) -> str:
 
 def _bare(config: RunConfig) -> RunConfig:
     """Without samples, which no verdict needs."""
-    train = dataclasses.replace(config.train, sample_prompts=(), sample_every=None)
+    train = dataclasses.replace(
+        config.train, sample_prompts=(), sample_every=None, profile_steps=None
+    )
     return dataclasses.replace(config, train=train)
 
 

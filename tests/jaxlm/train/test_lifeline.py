@@ -73,6 +73,7 @@ def test_a_stranger_that_comes_and_goes_is_no_process_of_the_run(monkeypatch):
     store, lost = Store(), []
     monkeypatch.setattr(lifeline.distributed.global_state, "client", store)
     monkeypatch.setattr(lifeline.jax, "process_index", lambda: 0)
+    monkeypatch.setattr(lifeline.jax, "process_count", lambda: 1)
     with lifeline.lifeline(lambda: lost.append(True)):
         port, token = store.value.split()
         with socket.create_connection(("localhost", int(port))) as line:
