@@ -6,20 +6,30 @@ process; those that need one of their own are in test_bad_luck.py.
 """
 
 import contextlib
-import gzip
-import json
-import os
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jaxlm.cli.main import main
-from tests.e2e.workshop import CONFIG, furnish, refused
+from tests.e2e.workshop import (
+    CONFIG,
+    Setup,
+    alter,
+    cut,
+    damage_checkpoints,
+    furnish,
+    one_document,
+    only,
+    refused,
+    replace,
+    truncated_gzip,
+    truncated_zst,
+    unfinished,
+    write,
+)
 
-Setup = Callable[[], object]
 TRAIN = "train base.gin --run runs/new"
 
 
@@ -38,81 +48,6 @@ def workshop(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The current folder: a copy of `furnished`."""
     shutil.copytree(furnished, tmp_path / "w")
     monkeypatch.chdir(tmp_path / "w")
-
-
-def write(path: str, content: str | bytes) -> Setup:
-    data = content.encode() if isinstance(content, str) else content
-
-    def do() -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(data)
-
-    return do
-
-
-def only(pattern: str) -> Path:
-    (path,) = Path().glob(pattern)
-    return path
-
-
-def cut(pattern: str) -> Setup:
-    return lambda: os.truncate(only(pattern), only(pattern).stat().st_size // 2)
-
-
-def alter(pattern: str) -> Setup:
-    """One letter of a piece becomes another: still a tokenizer, of the same size."""
-
-    def do() -> None:
-        data = bytearray(only(pattern).read_bytes())
-        at = len(data) // 2
-        while not chr(data[at]).isalpha():
-            at += 1
-        data[at] ^= 1
-        only(pattern).write_bytes(data)
-
-    return do
-
-
-def unfinished(setup: Setup | None = None) -> Setup:
-    """runs/done as a killed process leaves it, and then something else happens."""
-
-    def do() -> None:
-        Path("runs/done/summary.json").unlink()
-        if setup:
-            setup()
-
-    return do
-
-
-def replace(path: str, old: str, new: str) -> Setup:
-    def do() -> None:
-        text = Path(path).read_text()
-        assert old in text
-        Path(path).write_text(text.replace(old, new, 1))
-
-    return do
-
-
-def damage_checkpoints() -> None:
-    for path in Path("runs/done/checkpoints").glob("*/state/_METADATA"):
-        path.write_text("x")
-
-
-def one_document() -> None:
-    texts = [json.loads(line)["text"] for line in Path("text/docs.jsonl").read_text().splitlines()]
-    write("text/docs.jsonl", json.dumps({"text": " ".join(texts)}) + "\n")()
-
-
-def truncated_gzip() -> None:
-    lines = "".join(json.dumps({"text": f"{i} " * i}) + "\n" for i in range(300)).encode()
-    Path("text/more.jsonl.gz").write_bytes(gzip.compress(lines)[:-100])
-
-
-def truncated_zst() -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    with pyarrow.output_stream("text/more.jsonl.zst", compression="zstd") as file:
-        file.write(os.urandom(3000).hex().encode())
-    cut("text/more.jsonl.zst")()
 
 
 def set_(*bindings: str) -> str:

@@ -2,13 +2,15 @@
 """A folder as a newcomer has it: some text, a config, a prepared cache and a run; and bad luck."""
 
 import contextlib
+import gzip
 import hashlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ import pytest
 from jaxlm.bench.attacks.world import made_up_texts
 from jaxlm.cli.main import main
 from tests.jaxlm.data.corpora import write_jsonl
+
+Setup = Callable[[], object]
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -107,3 +111,78 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
 
 def remount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
+
+
+def write(path: str, content: str | bytes) -> Setup:
+    data = content.encode() if isinstance(content, str) else content
+
+    def do() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(data)
+
+    return do
+
+
+def only(pattern: str) -> Path:
+    (path,) = Path().glob(pattern)
+    return path
+
+
+def cut(pattern: str) -> Setup:
+    return lambda: os.truncate(only(pattern), only(pattern).stat().st_size // 2)
+
+
+def alter(pattern: str) -> Setup:
+    """One letter of a piece becomes another: still a tokenizer, of the same size."""
+
+    def do() -> None:
+        data = bytearray(only(pattern).read_bytes())
+        at = len(data) // 2
+        while not chr(data[at]).isalpha():
+            at += 1
+        data[at] ^= 1
+        only(pattern).write_bytes(data)
+
+    return do
+
+
+def unfinished(setup: Setup | None = None) -> Setup:
+    """runs/done as a killed process leaves it, and then something else happens."""
+
+    def do() -> None:
+        Path("runs/done/summary.json").unlink()
+        if setup:
+            setup()
+
+    return do
+
+
+def replace(path: str, old: str, new: str) -> Setup:
+    def do() -> None:
+        text = Path(path).read_text()
+        assert old in text
+        Path(path).write_text(text.replace(old, new, 1))
+
+    return do
+
+
+def damage_checkpoints() -> None:
+    for path in Path("runs/done/checkpoints").glob("*/state/_METADATA"):
+        path.write_text("x")
+
+
+def one_document() -> None:
+    texts = [json.loads(line)["text"] for line in Path("text/docs.jsonl").read_text().splitlines()]
+    write("text/docs.jsonl", json.dumps({"text": " ".join(texts)}) + "\n")()
+
+
+def truncated_gzip() -> None:
+    lines = "".join(json.dumps({"text": f"{i} " * i}) + "\n" for i in range(300)).encode()
+    Path("text/more.jsonl.gz").write_bytes(gzip.compress(lines)[:-100])
+
+
+def truncated_zst() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    with pyarrow.output_stream("text/more.jsonl.zst", compression="zstd") as file:
+        file.write(os.urandom(3000).hex().encode())
+    cut("text/more.jsonl.zst")()
