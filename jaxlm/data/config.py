@@ -7,6 +7,8 @@ from typing import Literal
 
 from jaxlm.core.checks import require
 
+MOST_POSITIONS = 1 << 24  # RoPE turns by positions in f32, which holds no larger ones exactly
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
@@ -64,7 +66,10 @@ class DataConfig:
     prefetch: int = 8  # batches read ahead
 
     def __post_init__(self) -> None:
-        require(self.seq_len > 1, "DataConfig.seq_len", self.seq_len, "> 1")
+        require(
+            1 < self.seq_len <= MOST_POSITIONS, "DataConfig.seq_len", self.seq_len,
+            f"between 2 and {MOST_POSITIONS:,}",
+        )  # fmt: skip
         require(self.batch_size > 0, "DataConfig.batch_size", self.batch_size, "> 0")
         require(
             0 < self.valid_frac < 1, "DataConfig.valid_frac", self.valid_frac, "between 0 and 1"

@@ -57,6 +57,7 @@ def set_(*bindings: str) -> str:
 CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "unknown key": (None, set_("OptimConfig.peak_lrr = 1"), "did you mean 'peak_lr'?"),
     "unknown section": (None, set_("OptmConfig.peak_lr = 1"), "did you mean 'OptimConfig'?"),
+    "too long": (None, set_(f"DataConfig.seq_len = {10**26}"), f"seq_len must be between 2 and 16,777,216, got {10**26}"),
     "wrong type": (None, set_("DataConfig.seq_len = 'x'"), "must be of type int, got 'x'"),
     "out of range": (None, set_("OptimConfig.peak_lr = -1"), "must be > 0, got -1"),
     "heads": (None, set_("ModelConfig.num_heads = 3"), "a multiple of num_heads=3"),
