@@ -86,7 +86,7 @@ class _Statements:
                 raise
             line_number = getattr(e, "lineno", None)
             line = f":{line_number}" if including and line_number else ""
-            said = str(e.args[0] if e.args else e)
+            said = str(e) if isinstance(e, UnicodeError) or not e.args else str(e.args[0])
             # Python's inner names first, then the word that was meant
             word = re.fullmatch(r"malformed node .*\s+Failed to parse token ('.*')", said)
             reason = f"{word[1]} is no value" if word else said.splitlines()[0]
