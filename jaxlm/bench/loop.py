@@ -22,12 +22,13 @@ from jaxlm.train.setup import on_mesh
 from jaxlm.train.state import TrainState
 from jaxlm.train.stop import StopRequest
 
-TURNS = 5  # of the bare step, each between two of the loop: the machine's speed drifts
+TURN = 4  # updates of the bare step, between as many of the loop: the machine's speed drifts
 
 
 def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
-    """Name -> text of a table; num_steps: of a turn, three or more."""
-    total = (TURNS + 1) * num_steps
+    """Name -> text of a table; num_steps: of the bare step, four or more, in turns of four."""
+    turns = num_steps // TURN
+    total = (turns + 1) * TURN
     quiet = dataclasses.replace(
         config.train, num_steps=total, eval_every=total, checkpoint_every=total,
         sample_prompts=(), eval_batches=1, profile_steps=None,
@@ -40,7 +41,7 @@ def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
     _, state, batch = set_up(config)
     with tempfile.TemporaryDirectory() as folder:
         run = _RunInTurns(config, resolved, data, Path(folder), display)
-        run.set_turns(num_steps, state, batch)
+        run.set_turns(turns, state, batch)
         with on_mesh(run.trainer.mesh, run.trainer.rules), StopRequest() as stop:
             train(run, stop)
         run.close()
@@ -51,17 +52,17 @@ def bench_loop(config: RunConfig, num_steps: int) -> dict[str, str]:
     return {
         "bare step": f"{tokens / statistics.median(bare):,.0f} tokens/s",
         "real loop": f"{tokens / statistics.median(looped):,.0f} tokens/s",
-        "loop / bare": f"{statistics.median(ratios):.1%} (turns: {', '.join(f'{r:.1%}' for r in ratios)})",
+        "loop / bare": f"{statistics.median(ratios):.1%} (turns: {', '.join(f'{r:.0%}' for r in ratios)})",
         "compilations after the first update": str(run.num_late),
     }
 
 
 class _RunInTurns(Run):
-    """Stands aside every so many updates, while the same program runs bare on its own state."""
+    """Stands aside every four updates, while the same program runs bare on its own state."""
 
-    def set_turns(self, num_steps: int, state: TrainState, batch: Batch) -> None:
-        """num_steps: of each turn; state, batch: of the bare step, whose buffers are given up."""
-        self.num_steps, self.bare_state, self.bare_batch = num_steps, state, batch
+    def set_turns(self, turns: int, state: TrainState, batch: Batch) -> None:
+        """state, batch: of the bare step, whose buffers are given up."""
+        self.turns, self.bare_state, self.bare_batch = turns, state, batch
         self.bare, self.looped = list[float](), list[float]()  # medians of turns, in seconds
         self.num_timed, self.num_compiled, self.num_late = 0, 0, 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
@@ -74,13 +75,13 @@ class _RunInTurns(Run):
             self.at_first = self.num_compiled
         super().report(step, metrics, data_wait_s)
         self.num_late = self.num_compiled - self.at_first
-        if step % self.num_steps == 0:
+        if step % TURN == 0:
             # the first of a turn is dropped on both sides: the other's last update may be in it
             times = self.reporter.step_times
             self.looped.append(statistics.median(times[self.num_timed + 1 :]))
-            if len(self.bare) < TURNS:
+            if len(self.bare) < self.turns:
                 seconds, self.bare_state = time_steps(
-                    self.trainer, self.bare_state, self.bare_batch, self.num_steps
+                    self.trainer, self.bare_state, self.bare_batch, TURN
                 )
                 self.bare.append(statistics.median(seconds[1:]))
                 self.reporter.paused()

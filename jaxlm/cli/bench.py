@@ -33,7 +33,7 @@ WHAT = {
     "kernels": "TPU kernels beside the public ones, predicted from the compiler's schedule (no config)",
 }
 CONFIGURED = ("step", "loop", "loader", "members", "start")
-LEAST_STEPS = {"step": 2, "loop": 3, "loader": 1, "members": 3}
+LEAST_STEPS = {"step": 2, "loop": 4, "loader": 1, "members": 3}
 READERS = {  # option -> who reads it; any other would pass over it in silence
     "shapes": ("kernels",),
     "chips": ("kernels",),
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         default=20,
-        help="updates or batches; of loop: of each of its 11 turns (default %(default)s)",
+        help="updates or batches (default %(default)s)",
     )
     group = parser.add_argument_group(
         "kernels", "lists are comma-separated, default: all; a kernel is operation/direction/name"

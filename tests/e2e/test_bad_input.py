@@ -245,7 +245,7 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     ),
     "bench: no step": (None, "bench step base.gin --steps 1", "--steps must be >= 2, got 1"),
     "bench: no batch": (None, "bench loader base.gin --steps 0", "--steps must be >= 1, got 0"),
-    "bench: no loop": (None, "bench loop base.gin --steps -1", "--steps must be >= 3, got -1"),
+    "bench: no loop": (None, "bench loop base.gin --steps -1", "--steps must be >= 4, got -1"),
     "bench: no block": (None, "bench kernels --tune --most 0", "--most must be >= 1, got 0"),
     "bench: another's option": (None, "bench step base.gin --json x.json", "--json is of bench kernels and diagnose, not of step"),
     "bench: no such config, behind an option": (None, "bench step --steps 2 no.gin", "cannot read config no.gin"),

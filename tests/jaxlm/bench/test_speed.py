@@ -16,11 +16,10 @@ from tests.e2e.runs import write_config
 def test_the_loop_is_timed_without_its_validation_and_compiles_nothing_late(tmp_path, monkeypatch):
     config, judged = load([str(write_config(tmp_path))], []), []
     evaluate = loop.Run.evaluate
-    monkeypatch.setattr(loop, "TURNS", 2)
     monkeypatch.setattr(
         loop.Run, "evaluate", lambda self, *args: judged.append(args[-1]) or evaluate(self, *args)
     )
-    found = loop.bench_loop(config, 6)
+    found = loop.bench_loop(config, 9)  # two turns
     assert found["compilations after the first update"] == "0"
     shares = re.findall(r"([\d.]+)%", found["loop / bare"])
     assert len(shares) == 3 and all(float(share) > 0 for share in shares)
