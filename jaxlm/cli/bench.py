@@ -52,10 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=WHAT, help="; ".join(f"{k}: {v}" for k, v in WHAT.items()))
     add_config_arguments(parser, nargs="*")
     parser.add_argument(
-        "--steps",
-        type=int,
-        default=20,
-        help="updates or batches (default %(default)s)",
+        "--steps", type=int, default=20, help="updates or batches (default %(default)s)"
     )
     group = parser.add_argument_group(
         "kernels", "lists are comma-separated, default: all; a kernel is operation/direction/name"

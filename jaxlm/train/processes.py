@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed  # the key-value store has no public name
 
 from jaxlm.core.errors import NonFiniteError, PeerError, RunError, UserError
-from jaxlm.train.lifeline import lifeline
+from jaxlm.train.lifeline import DAY_MS, lifeline
 
 T = TypeVar("T")
 OK = "ok"
@@ -31,7 +31,6 @@ LOST = (
     "CoordinationService",
     "Timed out while waiting for",
 )  # the last is Orbax's, at a save
-DAY_MS = 24 * 3600 * 1000  # as long as process 0 may take; should it die, JAX ends the others
 GONE = "another process has gone; start them all again, to go on from the last checkpoint"
 GRACE_S = 2.0  # in which a process that lost another mostly comes to an end by itself
 ANSWER_S = 5.0  # within which a coordinator that is well takes a value

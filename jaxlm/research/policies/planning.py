@@ -66,11 +66,9 @@ def _screening(now: Situation, fraction: float, budget: float) -> tuple[int, flo
         count, size = next_block(budget - cost, fraction, now.block, now.num_ideas - ideas)
         if not count:
             return ideas, cost, runs / max(ideas, 1)
-        ideas, cost, runs = (
-            ideas + count,
-            cost + count * SMOKE + size * fraction,
-            runs + count * size,
-        )
+        ideas += count
+        cost += count * SMOKE + size * fraction
+        runs += count * size
 
 
 def expected_gain(now: Situation, fraction: float, share: float) -> float:
