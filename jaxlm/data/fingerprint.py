@@ -70,5 +70,6 @@ def _what_changed(old: dict[str, SourceFile], new: dict[str, SourceFile]) -> str
     changes += [f"{path} was added" for path in new if path not in old]
     common = old.keys() & new.keys()
     changes += [f"{p} changed" for p in sorted(common) if old[p].sha256 != new[p].sha256]
-    more = f" and {len(changes) - 1} more changes" if len(changes) > 1 else ""
+    others = len(changes) - 1
+    more = f" and {others} more change{'s' * (others > 1)}" if others > 0 else ""
     return changes[0] + more if changes else None

@@ -57,7 +57,7 @@ class Rules:
     @property
     def bound(self) -> float:
         """What an effect must lie below."""
-        return -self.smallest_effect if self.margin is None else self.margin
+        return 0.0 - self.smallest_effect if self.margin is None else self.margin  # 0, not -0
 
 
 @dataclasses.dataclass(frozen=True)

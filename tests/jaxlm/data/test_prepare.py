@@ -163,7 +163,7 @@ def test_changed_input_is_noticed_named_and_prepared_anew(make_config: MakeConfi
     )
     (path.parent / "more.jsonl").unlink()
     path.write_bytes(text)
-    back = f"corpus 'b': {path.parent}/more.jsonl was removed and 1 more changes"
+    back = f"corpus 'b': {path.parent}/more.jsonl was removed and 1 more change"
     assert prepare(config).notices == (f"{back}: found in the cache",)
     assert prepare(config) == first
 

@@ -41,7 +41,9 @@ def test_one_of_twenty_has_to_be_clearer_than_one_alone() -> None:
     losses = {"base": dict.fromkeys(range(4), 5.0), "good": {i: 5 + x for i, x in enumerate(d)}}
     alone = judge(losses, "base", Rules())["good"]
     idle = {f"idle{k}": {i: 5.0 + (-1) ** i for i in range(4)} for k in range(19)}
-    among = judge(losses | idle, "base", Rules())["good"]
+    verdicts = judge(losses | idle, "base", Rules())
+    among = verdicts["good"]
+    assert "the interval includes 0:" in verdicts["idle0"].reason
     assert alone.decision == "keep" and alone.p_value == among.p_value
     assert among.decision == "inconclusive" and "no discovery" in among.reason
 
