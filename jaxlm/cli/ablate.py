@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxlm.research.runner import Means
 
 DEFAULT_POLICY = "adaptive"
+DEFAULT_SEEDS = "4"
 MOST_SEEDS = 10_000  # more is a slip of the hand, and takes minutes to write down
 
 
@@ -79,8 +80,8 @@ def _add_question(group: Any) -> None:
 
 def _add_protocol(group: Any) -> None:
     group.add_argument(
-        "--seeds", default="4", metavar="N|auto",
-        help="of each arm; auto: as many as find --smallest-effect (default %(default)s)",
+        "--seeds", metavar="N|auto",
+        help=f"of each arm; auto: as many as find --smallest-effect (default {DEFAULT_SEEDS})",
     )  # fmt: skip
     group.add_argument(
         "--max-seeds", type=int, metavar="M",
@@ -111,28 +112,42 @@ def _add_protocol(group: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from jaxlm.research.ablation_page import write_ablation
     from jaxlm.research.ablation_table import table
-    from jaxlm.research.campaign import run_campaign
+    from jaxlm.research.campaign import UnfinishedError, run_campaign
     from jaxlm.research.launch import Workers
-    from jaxlm.research.plan import Seeds, dump, plan
     from jaxlm.research.runner import Means
     from jaxlm.telemetry.display import make_display
 
     base, rules, workers = _base(args), _rules(args), Workers(args.workers, args.on, _options(args))
     question = _question(args, base, rules)
-    if args.dry_run:
-        print(dump(plan(question.settings, question.seeds or Seeds(count=2), rules, args.project)))
-        return 0
+    unfinished = None
     with make_display() as display:
         means = Means(
             project=args.project, progress=display.progress, workers=workers, how=args.how
         )
-        stages = (
-            [_search(args, question, base, means)] if args.policy else run_campaign(question, means)
-        )
+        if args.dry_run:
+            print(_dry_run(args.policy, question, means))
+            return 0
+        try:
+            search = args.policy and [_search(args, question, base, means)]
+            stages = search or run_campaign(question, means)
+        except UnfinishedError as e:
+            unfinished, stages = e, e.stages
     page = write_ablation(stages, args.project)
     print("\n".join(table(stages)))
     print(f"report: {page}")
+    if unfinished:
+        raise unfinished
     return 0
+
+
+def _dry_run(policy: str | None, question: "Question", means: "Means") -> str:
+    from jaxlm.research.campaign import check_campaign
+    from jaxlm.research.plan import Seeds, dump
+    from jaxlm.research.search import draft
+
+    if policy:
+        return dump(draft(question, policy, means))
+    return dump(check_campaign(question, question.seeds or Seeds(count=2), means))
 
 
 def _search(
@@ -170,14 +185,30 @@ def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Questi
     if args.policy:
         policy(args.policy)
         budget_of(rules)
+        _refuse_with_policy(args)
         if args.policy in COMBINE:
             check_combine(arms)
     found = settings(base, arms)
     check_metric(rules.metric)
-    check_distinct(found)
-    check_same_text(found)
     larger = settings(base.larger(args.promote), arms) if args.promote else []
+    for scale in filter(None, (found, larger)):
+        check_distinct(scale)
+        check_same_text(scale)
     return Question(settings=found, larger=larger, seeds=seeds, rules=rules)
+
+
+def _refuse_with_policy(args: argparse.Namespace) -> None:
+    """A policy takes its own seeds, and claims by its own fresh ones."""
+    given = {
+        "--seeds": args.seeds, "--max-seeds": args.max_seeds, "--confirm": args.confirm or None,
+        "--no-worse-than": args.no_worse_than,
+    }  # fmt: skip
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"--policy {args.policy} takes no {option} (got {value}): it chooses arms and seeds "
+                f"itself within --budget, and confirms what it keeps; leave out {option}"
+            )
 
 
 def _base(args: argparse.Namespace) -> "Base":
@@ -189,7 +220,8 @@ def _base(args: argparse.Namespace) -> "Base":
 def _seeds(args: argparse.Namespace) -> Any:
     from jaxlm.research.plan import Seeds
 
-    if args.seeds == "auto":
+    told = DEFAULT_SEEDS if args.seeds is None else args.seeds
+    if told == "auto":
         if not (args.smallest_effect or args.no_worse_than):
             raise ConfigError(
                 "--seeds auto needs --smallest-effect X: the effect that it is to find"
@@ -197,9 +229,9 @@ def _seeds(args: argparse.Namespace) -> Any:
         if args.max_seeds is not None:
             raise ConfigError("--seeds auto and --max-seeds exclude each other; give one of them")
         return None
-    if not args.seeds.isdecimal() or int(args.seeds) < 1:
-        raise ConfigError(f"--seeds must be a number >= 2 or auto, got {args.seeds!r}")
-    count = int(args.seeds)
+    if not told.isdecimal() or int(told) < 1:
+        raise ConfigError(f"--seeds must be a number >= 2 or auto, got {told!r}")
+    count = int(told)
     if count > MOST_SEEDS:
         raise ConfigError(f"--seeds must be at most {MOST_SEEDS}, got {count}")
     if count == 1:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlm.research.campaign import Stage
-from jaxlm.research.records import Protocol
+from jaxlm.research.records import BASELINE, Protocol
+from jaxlm.research.search import PILOT
 from jaxlm.telemetry.readable import aligned, number, percent
 
 TITLE = {
@@ -29,19 +30,28 @@ def table(stages: Sequence[Stage]) -> Iterator[str]:
     yield ""
     first, last = stages[0].protocol, stages[-1]
     yield from _conclusions(stages)
-    runs = sum(len(stage.runs) for stage in stages)
-    spent = sum(map(flops_of, stages))
-    yield f"cost: {number(spent)}FLOPs in {runs} runs; protocol {first.id[:12]}"
+    yield f"{_cost(stages)}; protocol {first.id[:12]}"
     if first.stage == "screen" and not first.confirm and _kept(stages[0]):
         yield "no gain is claimed: what was selected looks better than it is; --confirm N measures it anew"
     if last.review.claim is not None:
         yield _claim(last.review.claim, first)
 
 
+def _cost(stages: Sequence[Stage]) -> str:
+    """Of all runs that the verdicts rest on, whoever trained them when."""
+    first, runs = stages[0].protocol, [run for stage in stages for run in stage.runs]
+    told = f"cost: {number(sum(map(flops_of, stages)))}FLOPs in {len(runs)} runs"
+    if earlier := sum(run.is_reused for run in runs):
+        told += f", {earlier} of them trained before"
+    if first.search:
+        told += f", after a pilot of {number(PILOT * first.flops_per_run[BASELINE])}FLOPs"
+    return told
+
+
 def flops_of(stage: Stage) -> float:
     """Of all runs of a stage, as far as they went; a policy's arms are taken at the baseline's cost."""
     costs = stage.protocol.flops_per_run
-    base = costs["baseline"]
+    base = costs[BASELINE]
     if stage.protocol.search is None:
         return sum(costs[run.arm] for run in stage.runs)
     scales = stage.protocol.search.knowledge["scale_costs"]

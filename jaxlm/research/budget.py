@@ -34,6 +34,16 @@ def run_flops(config: RunConfig) -> float:
     return resolved.train_flops_per_token * resolved.total_tokens
 
 
+def price(config: RunConfig, unit: str, flops_per_s: float | None = None) -> float | None:
+    """Of one run, in `unit`; every run is one of "runs", and seconds need a speed."""
+    if unit == "runs":
+        return 1.0
+    if unit == "tokens":
+        return float(resolve(config, 1).total_tokens)
+    flops = run_flops(config)
+    return flops if unit == "flops" else flops / flops_per_s if flops_per_s else None
+
+
 def parse(text: str) -> Budget:
     """From "2e15flops", "1e6 tokens", "600s" or "40runs".  Raises ConfigError for anything else."""
     match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]+)", text.strip().lower())
@@ -64,23 +74,26 @@ def cost(
     return flops / protocol.flops_per_run[BASELINE]
 
 
-def check(protocol: Protocol, flops_per_s: float | None = None, spent: float = 0.0) -> None:
+def check(
+    protocol: Protocol, flops_per_s: float | None = None, spent: float = 0.0, after: float = 0.0
+) -> None:
     """Raises ConfigError where the budget does not reach for all runs of a protocol.
 
-    spent: by the stages before, in the budget's unit.
+    spent: by the stages before; after: what those to come need at least.  In the budget's unit.
     """
     if protocol.budget is None:
         return
     unit, runs = protocol.budget_unit, protocol.runs
     needed = cost(protocol, runs, unit, flops_per_s)
-    if needed is None or needed + spent <= protocol.budget:
+    if needed is None or spent + needed + after <= protocol.budget:
         return
     one = cost(
         protocol, [(a.name, 0) for a in (*protocol.arms, *protocol.curve)], unit, flops_per_s
     )
-    before = f" and {spent:.3g} were spent before" if spent else ""
+    more = f", {spent:.3g} were spent before" if spent else ""
+    more += f", and a larger scale and fresh seeds {after:.3g} for one arm alone" if after else ""
     raise ConfigError(
         f"--budget {Budget(protocol.budget, unit)} is too small: {len(runs)} runs need {needed:.3g}"
-        f"{before}; with one seed {one:.3g}; take fewer --seeds or arms, or a smaller "
+        f"{more}; with one seed {one:.3g}; take fewer --seeds or arms, or a smaller "
         "TrainConfig.num_steps"
     )

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 
 from jaxlm.core.errors import ConfigError, UnanswerableError
-from jaxlm.research.budget import check, cost
+from jaxlm.research.budget import check, cost, price
+from jaxlm.research.earlier import known_noise
 from jaxlm.research.ledger import Ledger, Record
 from jaxlm.research.plan import CURVE_SEEDS, Plan, Rules, Seeds, Setting, plan
 from jaxlm.research.records import BASELINE, Finding, Protocol, Review, RunRecord, body
 from jaxlm.research.records import Stage as Name
-from jaxlm.research.review import judge_runs, known_noise, review
+from jaxlm.research.review import judge_runs, review
 from jaxlm.research.runner import Means, execute
 from jaxlm.research.stats.noise import check_horizon, pool, sample_size
 from jaxlm.telemetry.writer import latest_rows
@@ -60,28 +61,52 @@ class Pilot:
         return noise.sigma if noise else None
 
 
+class UnfinishedError(ConfigError):
+    """What follows the stages that are there cannot be run."""
+
+    def __init__(self, message: str, stages: list[Stage]) -> None:
+        super().__init__(message)
+        self.stages = stages
+
+
 def run_campaign(question: Question, means: Means) -> list[Stage]:
     """All stages that the question has and the outcomes call for.
 
     Raises ConfigError for what cannot be compared or paid, RunError when a worker cannot go on.
     """
-    if question.seeds is not None:
-        plan(question.settings, question.seeds, question.rules, means.project)  # refuses early
+    check_campaign(question, question.seeds or Seeds(count=2), means)
     pilot = run_pilot(question.settings[0], question.rules, means)
     seeds = question.seeds or _enough_seeds(question, pilot, means)
-    planned = plan(question.settings, seeds, question.rules, means.project)
-    check(planned.protocol, pilot.flops_per_s)
+    planned = check_campaign(question, seeds, means, pilot.flops_per_s)
     stages = [_conclude(planned, _screen(planned, means), means)]
-    next_seed = (planned.protocol.seeds or (0,))[-1] + 1
-    settings, kept = question.settings, _kept(stages[0])
-    if question.larger and kept:
-        settings, others = question.larger, Seeds(count=seeds.count, first=next_seed)
-        stages.append(_next("gate", settings, stages, others, question, means, pilot))
-        next_seed, kept = next_seed + seeds.count, _kept(stages[-1])
-    if question.rules.confirm and kept:
-        fresh = Seeds(count=question.rules.confirm, first=next_seed)
-        stages.append(_next("confirmation", settings, stages, fresh, question, means, pilot))
+    settings = question.larger or question.settings
+    try:
+        if question.larger and _kept(stages[0]):
+            stages.append(_next("gate", settings, stages, seeds.count, question, means, pilot))
+        if (fresh := question.rules.confirm) and _kept(stages[-1]):
+            stages.append(_next("confirmation", settings, stages, fresh, question, means, pilot))
+    except ConfigError as e:
+        raise UnfinishedError(str(e), stages) from e
     return stages
+
+
+def check_campaign(
+    question: Question, seeds: Seeds, means: Means, flops_per_s: float | None = None
+) -> Plan:
+    """The screen; raises ConfigError where the budget cannot reach for it and, if it keeps one arm, for
+    what follows.  The pilot's runs are among the screen's."""
+    rules, larger = question.rules, question.larger
+    planned = plan(question.settings, seeds, rules, means.project)
+    if rules.budget:
+        after = 0.0
+        for settings, count in (
+            (larger, seeds.count),
+            (larger or question.settings, rules.confirm),
+        ):
+            prices = [price(s.config, rules.budget.unit, flops_per_s) or 0.0 for s in settings]
+            after += count * (prices[0] + min(prices[1:])) if settings else 0.0
+        check(planned.protocol, flops_per_s, after=after)
+    return planned
 
 
 def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
@@ -103,8 +128,7 @@ def run_pilot(baseline: Setting, rules: Rules, means: Means) -> Pilot:
             "with it; lower OptimConfig.peak_lr or lengthen OptimConfig.warmup_steps"
         )
     found = judge_pilot(planned.protocol, runs, means)
-    if planned.protocol.id not in {f["protocol"] for f in means.ledger.of_kind("finding")}:
-        means.ledger.append("finding", body(found))
+    means.ledger.append_once("finding", body(found), ("protocol",))
     if found.problem and not rules.any_horizon:
         raise UnanswerableError(
             f"{found.problem}; give TrainConfig.num_steps more, or compare anyway with "
@@ -187,19 +211,37 @@ def _screen(planned: Plan, means: Means) -> list[RunRecord]:
 
 
 def _next(
-    stage: Name, settings: Sequence[Setting], stages: list[Stage], seeds: Seeds, question: Question,
+    stage: Name, settings: Sequence[Setting], stages: list[Stage], count: int, question: Question,
     means: Means, pilot: Pilot,
 ) -> Stage:  # fmt: skip
-    """Baseline and what the stage before kept, on other seeds."""
+    """Baseline and what the stage before kept, on seeds that decided nothing about it."""
     before, rules = stages[-1].protocol, question.rules
     arms = [settings[0], *(s for s in settings if s.name in _kept(stages[-1]))]
-    planned = plan(
-        arms, seeds, rules, means.project, stage=stage, follows=before.id,
-    )  # fmt: skip
+    known = _runs_until(before, means.ledger)
+    first = stages[-1].protocol.seeds[-1] + 1
+    while True:
+        seeds = Seeds(count=count, first=first)
+        planned = plan(arms, seeds, rules, means.project, stage=stage, follows=before.id)
+        arms_runs = [(key, run) for key, run in planned.runs.items() if key[0] != BASELINE]
+        taken = [seed for (_, seed), run in arms_runs if run.run_id in known]
+        if not taken:
+            break
+        first = max(taken) + 1
     made = [(s.protocol, [(r.arm, r.seed) for r in s.runs]) for s in stages]
     spent = [cost(p, runs, before.budget_unit, pilot.flops_per_s) or 0.0 for p, runs in made]
     check(planned.protocol, pilot.flops_per_s, sum(spent))
     return _conclude(planned, execute(planned, means), means)
+
+
+def _runs_until(protocol: Protocol, ledger: Ledger) -> set[str]:
+    """Ids of all runs on the record when that protocol was reviewed."""
+    found: set[str] = set()
+    for record in ledger:
+        if record.kind == "run":
+            found.add(record.body["run_id"])
+        if record.kind == "review" and record.body["protocol"] == protocol.id:
+            break
+    return found
 
 
 def _conclude(planned: Plan, runs: list[RunRecord], means: Means) -> Stage:
@@ -211,13 +253,11 @@ def conclude(
     protocol: Protocol, runs: Sequence[RunRecord], ledger: Ledger, judge: Judge = review
 ) -> Review:
     """The review that the ledger holds, or that now follows from the runs."""
-    for plain in ledger.of_kind("review"):
-        if plain["protocol"] == protocol.id:
-            fields = plain | {n: tuple(plain[n]) for n in ("departures", "verdicts")}
-            return Review(**fields)
-    found = judge(protocol, runs, list(ledger))
-    ledger.append("review", body(found))
-    return found
+    told = next((r for r in ledger.of_kind("review") if r["protocol"] == protocol.id), None)
+    if told is None:
+        found = judge(protocol, runs, list(ledger))
+        told = ledger.append_once("review", body(found), ("protocol",))
+    return Review(**told | {n: tuple(told[n]) for n in ("departures", "verdicts")})
 
 
 def _kept(stage: Stage) -> list[str]:

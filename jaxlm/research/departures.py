@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What departed from a protocol after it was fixed: each makes its review exploratory.
-
-Standard library only.
-"""
+"""What departed from a protocol, or was seen before it was fixed: each makes its review exploratory."""
 
 from collections.abc import Iterator, Sequence
 
+from jaxlm.research.earlier import protocols_before, run_ids, runs_of
 from jaxlm.research.ledger import Record
-from jaxlm.research.records import BASELINE, Protocol, RunRecord, protocol_from
+from jaxlm.research.records import Protocol, RunRecord
 from jaxlm.research.stories import run_problems
+
+FRESH = ("gate", "confirmation")  # stages whose seeds must have decided nothing
+RULES = ("metric", "smallest_effect", "margin", "alpha")  # that verdicts follow from
 
 
 def departures(
@@ -19,7 +20,7 @@ def departures(
     if protocol.any_horizon and _horizon_problem(protocol, records):
         found.append("the pilot refused this length of training; it was overruled")
     found += run_problems(protocol, [r for r in records if r.kind == "run"])
-    found += _added_seeds(protocol, records)
+    found += _seen_before(protocol, runs, records)
     bytes_judged = {run.evaluation.get("eval/bytes") for run in runs if run.evaluation}
     if len(bytes_judged) > 1:
         found.append("arms were judged on validation texts of different length")
@@ -39,27 +40,31 @@ def _horizon_problem(protocol: Protocol, records: Sequence[Record]) -> str | Non
     return findings[-1]["problem"] if findings else None
 
 
-def _added_seeds(protocol: Protocol, records: Sequence[Record]) -> Iterator[str]:
-    """More seeds of arms that already had a verdict: one may stop where it looks best.
+def _seen_before(
+    protocol: Protocol, runs: Sequence[RunRecord], records: Sequence[Record]
+) -> Iterator[str]:
+    """What was fixed when some of its runs had a verdict already: it may be what looks best.
 
-    A sequential protocol may: its intervals hold at every look.
+    A sequential protocol may add seeds: its intervals hold at every look.
     """
-    if protocol.is_sequential or protocol.stage not in ("screen", "gate"):
-        return
-    reviewed = {r.body["protocol"] for r in records if r.kind == "review"} - {protocol.id}
-    mine = {arm.config_id: arm.name for arm in protocol.arms}
-    base = mine.pop(next(arm.config_id for arm in protocol.arms if arm.name == BASELINE))
-    for record in records:
-        if record.kind != "protocol" or record.body["id"] == protocol.id:
+    reviewed = {r.body["protocol"] for r in records if r.kind == "review"}
+    mine = run_ids(runs)
+    for earlier in protocols_before(protocol, records):
+        if earlier.id not in reviewed or earlier.search:
             continue
-        earlier = protocol_from(record.body)
-        configs = {arm.config_id for arm in earlier.arms}
-        if earlier.id not in reviewed or protocol.arms[0].config_id not in configs:
+        theirs = run_ids(runs_of(earlier, records))
+        seen = {run_id: seed for ids in theirs.values() for seed, run_id in ids.items()}
+        again = [arm for arm, ids in mine.items() if not seen.keys().isdisjoint(ids.values())]
+        if not again:
             continue
-        seen = set(earlier.seeds) & set(protocol.seeds)
-        again = [mine[c] for c in mine if c in configs]
-        if again and seen and set(protocol.seeds) - seen and earlier.metric == protocol.metric:
-            yield (
-                f"{', '.join(again)}: seeds were added after the verdict of {earlier.id[:12]} on "
-                f"{len(seen)} of them, against the same {base}"
-            )
+        what = f"the verdict of {earlier.id[:12]} on the same runs"
+        if protocol.stage in FRESH:
+            yield f"{', '.join(again)}: not on fresh seeds, but after {what}"
+        names = [n for n in RULES if getattr(protocol, n) != getattr(earlier, n)]
+        if protocol.predicted and protocol.predicted != earlier.predicted:
+            names.append("predicted")
+        if names:
+            yield f"{', '.join(again)}: {', '.join(names)} fixed after {what}"
+        added = [arm for arm in again if not seen.keys() >= set(mine[arm].values())]
+        if added and not protocol.is_sequential:
+            yield f"{', '.join(added)}: seeds were added after {what}"

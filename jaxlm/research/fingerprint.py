@@ -44,12 +44,8 @@ def evaluator() -> str:
 def rules() -> str:
     """sha256 over what turns losses into verdicts: statistics and policies."""
     here = Path(__file__).parent
-    parts = [
-        *here.glob("stats/*.py"),
-        *here.glob("policies/*.py"),
-        here / "review.py",
-        here / "trial.py",
-    ]
+    own = ("review.py", "earlier.py", "departures.py", "trial.py")
+    parts = [*here.glob("stats/*.py"), *here.glob("policies/*.py"), *(here / n for n in own)]
     return content_id(_sources(parts))
 
 

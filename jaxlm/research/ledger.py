@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ class Record:
     body: dict[str, Any]
     previous: str
     hash: str
+
+
+class _KnownError(Exception):
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__()
+        self.body = body
 
 
 class Ledger:
@@ -82,6 +88,24 @@ class Ledger:
         except OSError as e:
             raise RunError(f"cannot write {self.path}: {e.strerror}; make room, then again") from e
         return record
+
+    def append_once(self, kind: str, body: Any, key: Sequence[str]) -> dict[str, Any]:
+        """Writes a record unless one of its kind has the same `key` fields; the body that is there.
+
+        Whoever carries out the same protocol at the same time may have been faster.
+        """
+        plain: dict[str, Any] = to_jsonable(body)
+
+        def is_new(records: Iterable[Record]) -> None:
+            for record in records:
+                if record.kind == kind and all(record.body.get(k) == plain[k] for k in key):
+                    raise _KnownError(record.body)
+
+        try:
+            is_new(self)  # what is there needs no right to write
+            return self.append(kind, plain, is_new).body
+        except _KnownError as e:
+            return e.body
 
     @property
     def head_path(self) -> Path:

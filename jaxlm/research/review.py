@@ -3,7 +3,7 @@
 
 Effects are paired by seed and judged by stats/verdict.py.  The exchange rate comes from baselines
 of three lengths, each with its whole schedule (stats/exchange.py).  What earlier protocols of the same
-length and data say of the noise of paired differences counts as far as they agree (stats/noise.py).
+length and data say of the noise of paired differences (earlier.py) counts as far as they agree.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.research.departures import departures
+from jaxlm.research.earlier import known_noise, p_values
 from jaxlm.research.ledger import Record
-from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, protocol_from
+from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord
 from jaxlm.research.stats.discovery import adjusted
 from jaxlm.research.stats.exchange import savings
-from jaxlm.research.stats.noise import Noise, moderate, sample_size
-from jaxlm.research.stats.paired import differences
+from jaxlm.research.stats.noise import sample_size
 from jaxlm.research.stats.verdict import Rules, Verdict, judge
 
 Losses = dict[str, dict[int, float | None]]  # arm -> seed -> metric, less is better
@@ -28,7 +28,7 @@ def review(protocol: Protocol, runs: Sequence[RunRecord], records: Sequence[Reco
     verdicts = judge_runs(protocol, runs, records)
     losses = _losses(protocol, runs)
     plain = [_plain(v, protocol, losses) for v in verdicts.values()]
-    earlier = [v["p_value"] for v in _earlier_verdicts(protocol, records)]
+    earlier = p_values(records, protocol, runs)
     known = [v["p_value"] for v in plain if v["p_value"] is not None]
     q_values = iter(adjusted([*known, *earlier])[: len(known)])
     for verdict in plain:
@@ -56,48 +56,28 @@ def judge_runs(
         test="sequence" if protocol.is_sequential else "t",
     )
     arms = {arm.name: losses[arm.name] for arm in protocol.arms}
-    return judge(arms, BASELINE, rules, known_noise(records, protocol))
-
-
-def known_noise(records: Sequence[Record], protocol: Protocol) -> Noise | None:
-    """Of paired differences in earlier protocols that ask the same of the same baseline's length."""
-    groups = []
-    for record in records:
-        if record.kind != "protocol":
-            continue
-        earlier = protocol_from(record.body)
-        if earlier.id == protocol.id:
-            break
-        same = ("metric", "data_id", "code")
-        if any(getattr(earlier, name) != getattr(protocol, name) for name in same):
-            continue
-        if earlier.flops_per_run[BASELINE] == protocol.flops_per_run[BASELINE]:
-            losses = _losses(earlier, runs_of(earlier, records))
-            names = {arm.name for arm in earlier.arms} - {BASELINE}
-            groups += [list(differences(losses[name], losses[BASELINE])) for name in sorted(names)]
-    return moderate(groups)
-
-
-def runs_of(protocol: Protocol, records: Sequence[Record]) -> list[RunRecord]:
-    """A protocol's runs, in the order of the ledger."""
-    mine = (r for r in records if r.kind == "run" and r.body["protocol"] == protocol.id)
-    return [RunRecord(**record.body) for record in mine]
-
-
-def _earlier_verdicts(protocol: Protocol, records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Of other protocols of the project, those with a p-value."""
-    reviews = (r.body for r in records if r.kind == "review" and r.body["protocol"] != protocol.id)
-    return [v for found in reviews for v in found["verdicts"] if v.get("p_value") is not None]
+    return judge(arms, BASELINE, rules, known_noise(records, protocol, runs))
 
 
 def _seeds_needed(protocol: Protocol, verdict: dict[str, Any]) -> int | None:
-    """To settle an inconclusive arm whose effect is the one measured, with a power of 80 %."""
-    if verdict["decision"] != "inconclusive" or not verdict["noise_floor"]:
+    """To settle an inconclusive arm whose effect is the one measured, with a power of 80 %.
+
+    None where the t-test's size does not say: with a look after every seed, or an arm that is clear by
+    itself but not among so many.
+    """
+    bound = -protocol.smallest_effect if protocol.margin is None else protocol.margin
+    low, high = verdict["low"], verdict["high"]
+    if protocol.direction == "higher" and low is not None and high is not None:
+        low, high = -high, -low
+    is_open = verdict["decision"] == "inconclusive" and verdict["noise_floor"] and low is not None
+    if not is_open or protocol.is_sequential or high < bound:
         return None
     sign = 1 if protocol.direction == "lower" else -1
-    bound = -protocol.smallest_effect if protocol.margin is None else protocol.margin
     distance = abs(sign * verdict["effect"] - bound)
-    return sample_size(verdict["noise_floor"], distance, alpha=protocol.alpha) if distance else None
+    if not distance:
+        return None
+    needed = sample_size(verdict["noise_floor"], distance, alpha=protocol.alpha)
+    return max(needed, verdict["n"] + 1)
 
 
 def _losses(protocol: Protocol, runs: Sequence[RunRecord]) -> Losses:

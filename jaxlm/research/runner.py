@@ -20,6 +20,7 @@ from jaxlm.research.records import Protocol, RunRecord, body
 from jaxlm.train.run_dir import read_json
 
 Progress = Callable[[str, float | None, str], None]
+RUN_KEY = ("protocol", "arm", "seed", "scale", "fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,14 @@ class Means:
 
 def begin(protocol: Protocol, means: Means) -> None:
     """Fixes a protocol, once: nothing runs before it."""
-    ledger = means.ledger
-    if protocol.id not in {p["id"] for p in ledger.of_kind("protocol")}:
-        ledger.append("protocol", body(protocol))
-    if protocol.id not in {a["protocol"] for a in ledger.of_kind("approval")}:
-        ledger.append("approval", {"protocol": protocol.id, "by": means.approved_by})
+    means.ledger.append_once("protocol", body(protocol), ("id",))
+    approval = {"protocol": protocol.id, "by": means.approved_by}
+    means.ledger.append_once("approval", approval, ("protocol",))
+
+
+def keep(record: RunRecord, ledger: Ledger) -> RunRecord:
+    """The record of that run which the ledger holds from now on."""
+    return RunRecord(**ledger.append_once("run", body(record), RUN_KEY))
 
 
 def execute(
@@ -76,8 +80,7 @@ def execute(
             metric=evaluation[protocol.metric] if evaluation else None,
             evaluation=evaluation, is_reused=earlier is not None,
         )  # fmt: skip
-        ledger.append("run", body(record))
-        found.append(record)
+        found.append(keep(record, ledger))
     return found
 
 

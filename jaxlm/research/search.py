@@ -16,18 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config import RunConfig, resolve
+from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError, RunError
-from jaxlm.research.budget import Budget, run_flops
-from jaxlm.research.campaign import Question, Stage, conclude, run_pilot
+from jaxlm.research.budget import Budget, price, run_flops
+from jaxlm.research.campaign import Pilot, Question, Stage, conclude, run_pilot
 from jaxlm.research.departures import departures
 from jaxlm.research.jobs import JobRun
 from jaxlm.research.ledger import Record
-from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Rules, Seeds, Setting, job_run, plan
+from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Plan, Rules, Seeds, Setting, job_run, plan
 from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Purse, Trial, drive
 from jaxlm.research.policies.whole import whole
-from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, Search, body
-from jaxlm.research.runner import Means, begin, completed, status, train_and_judge
+from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, Search
+from jaxlm.research.runner import Means, begin, completed, keep, status, train_and_judge
 from jaxlm.research.stats.noise import Noise
 from jaxlm.research.stats.shrink import Prior
 from jaxlm.telemetry.writer import latest_rows
@@ -72,39 +72,45 @@ def search_campaign(question: Question, name: str, configs: Configs, means: Mean
 
     Raises ConfigError for a budget that does not reach, or a length of training that is not fit.
     """
-    rules, base = question.rules, question.settings[0]
-    budget = budget_of(rules)
-    one = run_flops(base.config)
-    costs = (1.0, *(run_flops(s.config) / one for s in question.larger[:1]))
-    needed = PILOT + LEAST * max(costs)
-    _affordable(budget, base, None, needed)
-    pilot = run_pilot(base, rules, means)
-    runs = _affordable(budget, base, pilot.flops_per_s, needed) - PILOT
-    told = what_is_known(pilot.sigma(), pilot.finding.df, rules.smallest_effect, costs)
-    search = Search(policy=name, seed=base.config.train.seed, budget=round(runs, 2), knowledge=told)
-    seeds = Seeds(count=0)
-    planned = plan(question.settings, seeds, rules, means.project, stage="search", search=search)
+    draft(question, name, means)  # refuses early
+    pilot = run_pilot(question.settings[0], question.rules, means)
+    planned = draft(question, name, means, pilot)
     made = run_search(planned.protocol, configs, means)
     return Stage(
         planned.protocol, conclude(planned.protocol, made, means.ledger, review_search), made
     )
 
 
+def draft(question: Question, name: str, means: Means, pilot: Pilot | None = None) -> Plan:
+    """The search as it will be fixed; before the pilot without what only that can tell.
+
+    Raises ConfigError for a budget that does not reach.
+    """
+    rules, base = question.rules, question.settings[0]
+    budget, one = budget_of(rules), run_flops(base.config)
+    costs = (1.0, *(run_flops(s.config) / one for s in question.larger[:1]))
+    needed = PILOT + LEAST * max(costs)
+    runs = _affordable(budget, base, pilot.flops_per_s if pilot else None, needed) - PILOT
+    sigma, df = (pilot.sigma(), pilot.finding.df) if pilot else (None, 0)
+    search = Search(
+        policy=name, seed=base.config.train.seed, budget=round(runs, 2),
+        knowledge=what_is_known(sigma, df, rules.smallest_effect, costs),
+    )  # fmt: skip
+    seeds = Seeds(count=0)
+    return plan(question.settings, seeds, rules, means.project, stage="search", search=search)
+
+
 def _affordable(budget: Budget, base: Setting, flops_per_s: float | None, needed: float) -> float:
     """Runs of the baseline; what cannot be told before the pilot, seconds, is taken to suffice."""
-    one = run_flops(base.config)
-    price = {
-        "flops": one, "tokens": resolve(base.config, 1).total_tokens, "runs": 1.0,
-        "seconds": one / flops_per_s if flops_per_s else None,
-    }[budget.unit]  # fmt: skip
-    if price is None:
+    one = price(base.config, budget.unit, flops_per_s)
+    if one is None:
         return needed
-    if budget.amount < needed * price:
+    if budget.amount < needed * one:
         raise ConfigError(
             f"--budget {budget} is too small: the pilot and the shortest search need "
-            f"{needed:.3g} runs, {needed * price:.3g} {budget.unit}"
+            f"{needed:.3g} runs, {needed * one:.3g} {budget.unit}"
         )
-    return budget.amount / price
+    return budget.amount / one
 
 
 def arm_name(arm: frozenset[str]) -> str:
@@ -183,8 +189,7 @@ class _RealRuns:
         judged = train_and_judge(list(furthest.values()), self.means)
         for trial in missing:
             record = self._record(trial, jobs.get(trial), judged)
-            self.means.ledger.append("run", body(record))
-            self.recorded[_key_of(trial)] = record
+            self.recorded[_key_of(trial)] = keep(record, self.means.ledger)
         return [_loss(self.recorded[_key_of(t)], self.sign) for t in trials]
 
     def _job(self, trial: Trial) -> JobRun | None:

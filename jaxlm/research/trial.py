@@ -18,6 +18,7 @@ from typing import Any
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError, RunError
 from jaxlm.research.campaign import Stage, conclude
+from jaxlm.research.earlier import runs_of
 from jaxlm.research.ledger import Record
 from jaxlm.research.plan import Plan, Rules, Seeds, Setting, plan
 from jaxlm.research.records import (
@@ -29,7 +30,6 @@ from jaxlm.research.records import (
     body,
     protocol_from,
 )  # fmt: skip
-from jaxlm.research.review import runs_of
 from jaxlm.research.runner import Means, begin, execute
 from jaxlm.research.stats import forecast
 from jaxlm.research.stats.tokens import ratio_of, tokens_to

@@ -90,7 +90,8 @@ def _head(ledger: Ledger, records: list[Record]) -> Iterator[str]:
 
 def _outcomes(records: list[Record]) -> Iterator[str]:
     """Reviews drawn anew from the recorded runs, where the rules are those of today's code."""
-    from jaxlm.research.review import review, runs_of  # statistics, which the rest does without
+    from jaxlm.research.earlier import runs_of
+    from jaxlm.research.review import review  # statistics, which the rest does without
     from jaxlm.research.search import review_search
 
     protocols = {r.body["id"]: protocol_from(r.body) for r in records if r.kind == "protocol"}

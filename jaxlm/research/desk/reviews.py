@@ -7,9 +7,9 @@ from typing import Any
 from jaxlm.research.campaign import Stage
 from jaxlm.research.desk.quoting import plain
 from jaxlm.research.desk.views import StageView, VerdictView
+from jaxlm.research.earlier import runs_of
 from jaxlm.research.ledger import Record
 from jaxlm.research.records import Protocol, Review, protocol_from
-from jaxlm.research.review import runs_of
 
 
 def protocols_of(draft: str, records: Sequence[Record]) -> Iterator[Protocol]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.errors import RunError
+from jaxlm.research.earlier import runs_of
 from jaxlm.research.ledger import Record
 from jaxlm.research.records import BASELINE, Protocol, protocol_from
-from jaxlm.research.review import runs_of
 from jaxlm.research.trial import ADOPTED, RATIO, curve, size
 from jaxlm.telemetry.svg import Point, Series, line_chart
 

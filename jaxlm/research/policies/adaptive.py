@@ -64,8 +64,7 @@ def adaptive(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowledg
     while (yield from _prune(state, state.free)):
         pass
     kept, means = state.evidence.choose(_is_vetted(state))
-    noise, first = state.evidence.full_noise, state.fresh_seed()
-    return (yield from confirm(state.purse, kept, first, state.pairs, noise, means, notes))
+    return (yield from confirm(state.purse, kept, state.fresh_seed(), state.pairs, means, notes))
 
 
 def _screen(

@@ -4,23 +4,22 @@
 What was selected looks better than it is; a measurement that no decision depended on does not.
 """
 
-import math
 from collections.abc import Generator, Mapping
 
 import numpy as np
-from scipy.special import stdtrit
 
 from jaxlm.research.policies.base import BASELINE, Losses, Outcome, Purse, Trial
-from jaxlm.research.stats.noise import Noise, combine, pool
+from jaxlm.research.stats.paired import t_interval
 
 
 def confirm(
-    purse: Purse, kept: frozenset[str], first_seed: int, pairs: int, noise: Noise | None,
+    purse: Purse, kept: frozenset[str], first_seed: int, pairs: int,
     effects: Mapping[str, float], notes: Mapping[str, float], scale: int = 0,
 ) -> Generator[list[Trial], Losses, Outcome]:  # fmt: skip
     """Baseline and the final arm on `pairs` seeds that nothing has used.
 
-    noise: of one run, within a seed, pooled from before; with it two pairs suffice for an interval.
+    The interval is that of these pairs alone, so one pair has none: the noise of earlier blocks, whose
+    arms share ideas and a seed, does not tell how far this arm and the baseline lie apart by luck.
     """
     if not kept:
         return Outcome(BASELINE, 0.0, (0.0, 0.0), effects, notes)
@@ -35,10 +34,5 @@ def confirm(
     ]
     if not gains:
         return Outcome(BASELINE, 0.0, None, effects, notes)
-    before = Noise(math.sqrt(2) * noise.sigma, noise.df) if noise else None
-    spread = combine([before, pool([gains])])
-    mean, interval = float(np.mean(gains)), None
-    if spread:
-        half = stdtrit(spread.df, 0.975) * spread.sigma / math.sqrt(len(gains))
-        interval = (mean - half, mean + half)
-    return Outcome(kept, mean, interval, effects, notes)
+    interval = t_interval(gains) if len(gains) > 1 else None
+    return Outcome(kept, float(np.mean(gains)), interval, effects, notes)

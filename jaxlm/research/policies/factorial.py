@@ -71,7 +71,5 @@ def _finish(purse: Purse, evidence: Evidence, fresh_seed: int) -> Plan:
     kept, means = evidence.choose()
     pairs = min(PAIRS, int(purse.left / 2))
     kept = kept if pairs and purse.affords([Trial(kept, fresh_seed)]) else frozenset()
-    noise = evidence.full_noise
-    return (
-        yield from confirm(purse, kept, fresh_seed, pairs, noise, means, {"sigma": evidence.sigma})
-    )
+    notes = {"sigma": evidence.sigma}
+    return (yield from confirm(purse, kept, fresh_seed, pairs, means, notes))

@@ -38,7 +38,5 @@ def whole(
     pairs = min(PAIRS, int(purse.left / (2 * knowledge.scale_costs[scale])))
     kept = kept if pairs else frozenset()
     return (
-        yield from confirm(
-            purse, kept, seed + 2 * APART, pairs, None, found.effects, found.notes, scale
-        )
+        yield from confirm(purse, kept, seed + 2 * APART, pairs, found.effects, found.notes, scale)
     )

@@ -164,8 +164,11 @@ def _decide(
     if low > bound:
         worse = "the smallest effect worth keeping" if rules.margin is None else "the margin"
         return "discard", f"the interval lies above {worse}"
+    if noise.sigma == 0 == bound and not d.any():
+        return "inconclusive", "no seed shows any difference"
     if high >= bound:
-        return "inconclusive", f"the interval includes {bound:g}: more seeds, or a smaller effect"
+        way = "more seeds, or a smaller --smallest-effect" if bound < 0 else "more seeds"
+        return "inconclusive", f"the interval includes {bound:g}: {way}"
     if rules.test == "sign_flip" and d.size <= MAX_EXACT and 2.0**-d.size > alpha / 2:
         return "inconclusive", f"{d.size} seeds cannot reach p <= {alpha / 2:g} by sign flips"
     if rules.test == "sign_flip" and p > alpha / 2:
@@ -174,5 +177,6 @@ def _decide(
         return "inconclusive", f"one of several arms, and no discovery among them: q = {q:.3g}"
     if rules.margin is None:
         return "keep", "the interval lies below the smallest effect worth keeping"
-    is_equivalent = low > -rules.margin
-    return "keep", f"no worse than {rules.margin:g}" + (", and no better" if is_equivalent else "")
+    if low > -rules.margin:
+        return "keep", f"within {rules.margin:g}, better or worse"
+    return "keep", f"no worse than {rules.margin:g}"

@@ -133,7 +133,7 @@ def test_a_simplification_is_kept_where_it_costs_less_than_the_margin(workers: F
     (review,) = ablate(*ALL, *free, "--no-worse-than", "0.05", "--seeds", "6")
     assert decisions(review) == ["keep", "keep", "discard", "keep"]
     assert [v["reason"] for v in review["verdicts"][:2]] == [
-        "no worse than 0.05", "no worse than 0.05, and no better",
+        "no worse than 0.05", "within 0.05, better or worse",
     ]  # fmt: skip
 
 
@@ -167,8 +167,12 @@ def test_the_gate_has_to_fit_into_what_is_left(
     workers: FakeWorkers, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line = refused([*BASE, *ALL, *LARGER, "--budget", "20runs"], capfd)
-    assert "were spent before" in line
-    assert len(LEDGER.of_kind("review")) == 1  # the screen stands
+    assert "for one arm alone" in line and not LEDGER.path.exists()
+    workers.effects = EFFECTS | {NULL: -0.1}  # two are kept
+    assert main([*BASE, *ALL, *LARGER, "--budget", "28runs"]) == 2
+    out, err = capfd.readouterr()
+    assert "12 runs need 12, 17.5 were spent before" in err.splitlines()[-1]
+    assert "null  keep" in out and len(LEDGER.of_kind("review")) == 1  # the screen stands
 
 
 def cut(ledger: Ledger, records: int) -> None:
