@@ -6,15 +6,19 @@ fraction of training at which it was evaluated; fraction 1 is the end, an empty 
 not complete.  'baseline' is an idea too, with the same seeds.  An idea that lacks whole runs at a
 larger scale counts there as one that did not complete: nothing is known of it.
 
-Assumption: effects of different ideas add up.  An arm's loss at fraction f is
+An arm's loss at fraction f is that of the baseline on its seed, plus the mean effects of its ideas,
+taken to add up, plus its luck:
 
-    mean baseline(f) + sum_i (mean_i(f) - mean baseline(f)) + residual_j(s, f),
+    loss_0(s, f) + sum_i (mean_i(f) - mean_0(f)) + luck(s, f)
 
-where residual_j(s, f) = loss_j(s, f) - mean_j(f) is a real run's own deviation, with its whole curve.
-s is drawn by the trial's seed alone, so that arms on one seed share what seeds share; j by seed and
-arm, the idea itself for an arm of one idea.  So an arm of one idea on a seed of the table is that very
-run (without a `draw`), and noise, its pairing, and early against late are those of real runs.  What
-ideas do to each other is not in the table, and stays out.
+s is drawn by the trial's seed alone, so that arms on one seed share what seeds share.  The luck of an idea
+alone is that very run's, luck_i(s) = loss_i(s) - mean_i - (loss_0(s) - mean_0); of ideas together it is
+
+    sum_i OWN luck_i(s) + FRESH luck_i(s_i),      s_i another seed, drawn by arm, idea and seed.
+
+OWN and FRESH are fitted to arms that were trained (scripts/idea_combinations.py): together, ideas keep
+about half of the luck that each has alone, and have some of the arm's own.  So noise, its pairing, and
+early against late are those of real runs.  What ideas do to each other's effects stays out.
 """
 
 import csv
@@ -32,6 +36,7 @@ from jaxlm.research.simulate import mix
 from jaxlm.research.stats.noise import Noise, pool
 from jaxlm.research.stats.shrink import Floats
 
+OWN, FRESH = 0.45, 0.4
 COLUMNS = ("idea", "scale", "seed", "fraction", "loss")
 
 
@@ -120,8 +125,8 @@ def _tabulate(path: Path, cells: dict[tuple[str, int, int, float], float]) -> Ba
 class BankWorld:
     """A bank as a world.
 
-    draw: another order of ideas and choice of residuals; None: the table's.  noise: a factor on all
-    residuals, for what smaller evaluations (above 1) or larger models (below 1) would be like.
+    draw: another order of ideas and choice of seeds; None: the table's.  noise: a factor on all luck
+    and on the baseline's, for what smaller evaluations (above 1) or larger models (below 1) would be like.
     """
 
     def __init__(self, bank: Bank, draw: int | None = None, noise: float = 1.0) -> None:
@@ -135,7 +140,6 @@ class BankWorld:
             np.asarray(np.isnan(t).any(axis=(1, 2))) for t in bank.losses
         ]
         self._means = [t.mean(axis=1) for t in bank.losses]  # (idea, fraction)
-        self._whole = [np.flatnonzero(~fails) for fails in self._fails]
 
     def run(self, trials: Sequence[Trial]) -> Losses:
         """None for an arm with an idea that did not complete on some seed of the table.
@@ -154,21 +158,31 @@ class BankWorld:
         if self._fails[trial.scale][index].any():
             return None
         bank, means = self.bank, self._means[trial.scale]
-        curve = means[0] + (means[index] - means[0]).sum(axis=0)
-        seed, idea = self._residual_of(trial, index)
-        curve = curve + self.noise * (bank.losses[trial.scale][idea, seed] - means[idea])
+        seed, key = self._seed_of(trial)
+        base = bank.losses[trial.scale][0, seed]
+        curve = means[0] + self.noise * (base - means[0]) + (means[index] - means[0]).sum(axis=0)
+        curve = curve + self.noise * self._luck(trial.scale, index, seed, key)
         return float(np.interp(np.log(trial.fraction), np.log(bank.fractions), curve))
 
-    def _residual_of(self, trial: Trial, index: list[int]) -> tuple[int, int]:
-        """(seed, idea) of the run whose deviation this one has."""
-        salt = 0 if self.draw is None else mix(self.draw + 1)
-        key = mix(salt ^ (trial.seed + (trial.scale << 40)))
-        seed = key % len(self.bank.seeds)
-        if self.draw is None and trial.seed in self.bank.seeds:
-            seed = self.bank.seeds.index(trial.seed)
-        if len(index) <= 1:
-            return seed, index[0] if index else 0
+    def _luck(self, scale: int, index: list[int], seed: int, key: int) -> Floats:
+        """By fraction, of ideas alone or together; the baseline's own is not in it."""
+        losses, means = self.bank.losses[scale], self._means[scale]
+        luck = lambda i, s: losses[i, s] - means[i] - (losses[0, s] - means[0])
+        if len(index) == 1:
+            return luck(index[0], seed)
+        found = np.zeros(len(self.bank.fractions))
         for i in index:
             key = mix(key ^ i)
-        whole = self._whole[trial.scale]
-        return seed, int(whole[key % whole.size])
+        for i in index:
+            key = mix(key ^ i)
+            other = (seed + 1 + key % (len(self.bank.seeds) - 1)) % len(self.bank.seeds)
+            found += OWN * luck(i, seed) + FRESH * luck(i, other)
+        return found
+
+    def _seed_of(self, trial: Trial) -> tuple[int, int]:
+        """(The table's seed for a trial's, a key for what else is drawn with it)."""
+        salt = 0 if self.draw is None else mix(self.draw + 1)
+        key = mix(salt ^ (trial.seed + (trial.scale << 40)))
+        if self.draw is None and trial.seed in self.bank.seeds:
+            return self.bank.seeds.index(trial.seed), key
+        return key % len(self.bank.seeds), key

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains ideas of the bank together, to see what luck a combined arm has: its own, or its ideas'?
+
+    python scripts/idea_combinations.py TABLE.csv BANK.csv [--config FILE.gin] [--count 12] [--seeds 8]
+
+On a seed, an arm differs from the baseline by its effect and by luck: its difference less the mean over
+seeds.  Of arms of 2, 4 and 8 random ideas, --count each, the luck is fitted as OWN times the sum of its
+ideas' luck on that seed, as BANK.csv has it, and a rest, told as FRESH times the root of the sum of their
+squares.  A replay of the bank (jaxlm/research/bank.py) gives combined arms that luck.  Rows as in the
+bank, the idea being `a + b`; the same command goes on where it stopped, TABLE.json says what made it.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.cli.arms import merged
+from jaxlm.cli.gin_edge import load
+from jaxlm.config import RunConfig
+from jaxlm.core.canonical import write_json_atomic
+from jaxlm.core.errors import ConfigError, DataError, UserError
+from jaxlm.research import lean_runs
+from jaxlm.research.bank import COLUMNS
+from jaxlm.research.jobs import with_seed
+from jaxlm.research.plan import Setting
+from jaxlm.research.records import BASELINE
+from jaxlm.telemetry.display import make_display
+from jaxlm.telemetry.readable import aligned
+from jaxlm.train.run_dir import read_json
+from scripts.idea_bank import CONFIG, Key, as_text, curves, differences, facts, read_runs, settings
+
+SIZES = (2, 4, 8)  # ideas of an arm
+JOIN = " + "
+Finals = dict[tuple[str, int], float]  # (idea, seed) -> last loss
+
+
+def finals(table: Path) -> Finals:
+    """Of scale 0, without runs that did not complete."""
+    ends = {
+        (i, seed): curve[-1][1] for (i, scale, seed), curve in read_runs(table).items() if not scale
+    }
+    return {key: loss for key, loss in ends.items() if np.isfinite(loss)}
+
+
+def combinations(arms: dict[str, Setting], config: str, count: int, draw: int) -> Iterator[Setting]:
+    """`count` arms of every size, of random ideas that can be set at once."""
+    rng = random.Random(draw)
+    for size in SIZES:
+        found: dict[str, Setting] = {}
+        while len(found) < count:
+            names = sorted(rng.sample(sorted(arms), size))
+            changes = merged(arms[name].changes for name in names)
+            if changes is None or JOIN.join(names) in found:
+                continue
+            try:
+                made = load([config], [f"{k} = {v}" for k, v in changes.items()])
+            except ConfigError:  # each works alone, not together
+                continue
+            found[JOIN.join(names)] = Setting(JOIN.join(names), changes, made)
+        yield from found.values()
+
+
+def train(args: argparse.Namespace, alone: Finals) -> None:
+    """The runs that are missing.  Raises DataError for a table that other code or machines began."""
+    seeds = range(args.seeds)
+    whole = [s for s in settings(0, (), args.config) if all((s.name, k) in alone for k in seeds)]
+    arms = {s.name: s for s in whole if s.name != BASELINE}
+    drawn = list(combinations(arms, args.config, args.count, args.draw))
+    now = facts({(s.name, 0): s for s in (whole[0], *drawn)})
+    facts_path, done = args.table.with_suffix(".json"), read_runs(args.table)
+    if done and (wrong := differences(read_json(facts_path) or {}, now)):
+        raise DataError(f"{args.table} was begun with {wrong[0]}; give another file")
+    write_json_atomic(facts_path, now)
+    text = as_text(done.items())
+    args.table.write_text(",".join(COLUMNS) + "\n" + text, encoding="utf-8")
+    todo: list[tuple[Key, RunConfig]] = [
+        ((s.name, 0, seed), with_seed(s.config, seed))
+        for s in drawn
+        for seed in seeds
+        if (s.name, 0, seed) not in done
+    ]
+    with args.table.open("a", encoding="utf-8") as f, make_display() as display:
+        for count, (key, curve) in enumerate(curves(todo), start=1):
+            f.write(as_text([(key, curve)]))
+            f.flush()
+            display.progress("combinations", count / len(todo), key[0])
+
+
+def luck(together: Finals, alone: Finals) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Of each arm that completed: (number of ideas, its luck by seed, its ideas' luck (idea, seed))."""
+    own = lambda losses: losses - losses.mean(axis=-1, keepdims=True)
+    for arm in dict.fromkeys(name for name, _ in together):
+        ideas = arm.split(JOIN)
+        seeds = [seed for name, seed in together if name == arm]
+        base = np.array([alone[BASELINE, seed] for seed in seeds])
+        arm_S = np.array([together[arm, seed] for seed in seeds])
+        ideas_IS = np.array([[alone[idea, seed] for seed in seeds] for idea in ideas])
+        if len(seeds) > 2:
+            yield len(ideas), own(arm_S - base), own(ideas_IS - base)
+
+
+def fit(found: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """(OWN, FRESH), by least squares over all arms and seeds."""
+    sums = np.concatenate([ideas.sum(axis=0) for _, _, ideas in found])
+    arms = np.concatenate([arm for _, arm, _ in found])
+    own = float(sums @ arms / (sums @ sums))
+    squares = float(sum((ideas**2).sum() for _, _, ideas in found))
+    return own, float(np.sqrt(((arms - own * sums) ** 2).sum() / squares))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("table", type=Path)
+    parser.add_argument("bank", type=Path)
+    parser.add_argument("--config", default=CONFIG, metavar="FILE", help="the bank's")
+    parser.add_argument("--count", type=int, default=12, help="arms of each size")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--draw", type=int, default=0, help="which arms (default %(default)s)")
+    args = parser.parse_args()
+    try:
+        alone = finals(args.bank)
+        train(args, alone)
+    except UserError as error:
+        print(f"idea_combinations.py: {error}", file=sys.stderr)
+        return error.exit_code
+    found = list(luck(finals(args.table), alone))
+    rows: list[tuple[str, ...]] = [("ideas", "arms", "OWN", "FRESH")]
+    for name, sizes in [*((str(size), (size,)) for size in SIZES), ("all", SIZES)]:
+        some = [one for one in found if one[0] in sizes]
+        rows.append(
+            (name, str(len(some)), *(f"{x:.2f}" for x in fit(some)))
+            if some
+            else (name, "0", "-", "-")
+        )
+    print("\n".join(aligned(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    lean_runs.pin()
+    sys.exit(main())
