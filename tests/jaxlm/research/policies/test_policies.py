@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxlm.cli.ablate import DEFAULT_POLICY
 from jaxlm.core.errors import ConfigError
 from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Plan, Purse, Trial, drive
 from jaxlm.research.policies.catalogue import POLICIES, RIVAL, policy
+from jaxlm.research.policies.confirm import confirm
 from jaxlm.research.policies.designs import design
 from jaxlm.research.policies.evidence import block_trials
 from jaxlm.research.policies.halving import has_optuna
@@ -91,6 +93,21 @@ def test_the_claim_rests_on_seeds_that_no_decision_used(name: str) -> None:
     assert not {t.seed for t in last} & before
     assert outcome.interval is not None
     assert outcome.interval[0] < outcome.claimed_gain < outcome.interval[1]
+
+
+@pytest.mark.parametrize("gains", [(0.3,), (0.3, 0.1), (0.3, 0.1, 0.2)])
+def test_the_interval_of_a_claim_is_that_of_its_own_pairs(gains: tuple[float, ...]) -> None:
+    plan = confirm(Purse(10), frozenset({"a"}), 5, len(gains), {}, {})
+    assert len(next(plan)) == 2 * len(gains)
+    with pytest.raises(StopIteration) as end:
+        plan.send([x for gain in gains for x in (2.0, 2.0 - gain)])
+    outcome, sem = end.value.value, scipy.stats.sem(gains) if len(gains) > 1 else 0
+    assert outcome.claimed_gain == pytest.approx(np.mean(gains))
+    if len(gains) == 1:
+        assert outcome.interval is None
+    else:
+        want = scipy.stats.t.interval(0.95, len(gains) - 1, np.mean(gains), sem)
+        assert outcome.interval == pytest.approx(want)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
