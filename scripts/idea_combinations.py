@@ -4,7 +4,7 @@
     python scripts/idea_combinations.py TABLE.csv BANK.csv [--config FILE.gin] [--count 12] [--seeds 8]
 
 On a seed, an arm differs from the baseline by its effect and by luck: its difference less the mean over
-seeds.  Of arms of 2, 4 and 8 random ideas, --count each, the luck is fitted as OWN times the sum of its
+seeds.  Of arms of 2, 4 and 8 random ideas, --count each, the luck is fitted as a share KEPT of the sum of its
 ideas' luck on that seed, as BANK.csv has it, and a rest, told as FRESH times the root of the sum of their
 squares.  A replay of the bank (jaxlm/research/bank.py) gives combined arms that luck.  Rows as in the
 bank, the idea being `a + b`; the same command goes on where it stopped, TABLE.json says what made it.
@@ -104,12 +104,12 @@ def luck(together: Finals, alone: Finals) -> Iterator[tuple[int, np.ndarray, np.
 
 
 def fit(found: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """(OWN, FRESH), by least squares over all arms and seeds."""
+    """(KEPT, FRESH), by least squares over all arms and seeds."""
     sums = np.concatenate([ideas.sum(axis=0) for _, _, ideas in found])
     arms = np.concatenate([arm for _, arm, _ in found])
-    own = float(sums @ arms / (sums @ sums))
+    kept = float(sums @ arms / (sums @ sums))
     squares = float(sum((ideas**2).sum() for _, _, ideas in found))
-    return own, float(np.sqrt(((arms - own * sums) ** 2).sum() / squares))
+    return kept, float(np.sqrt(((arms - kept * sums) ** 2).sum() / squares))
 
 
 def main() -> int:
@@ -128,7 +128,7 @@ def main() -> int:
         print(f"idea_combinations.py: {error}", file=sys.stderr)
         return error.exit_code
     found = list(luck(finals(args.table), alone))
-    rows: list[tuple[str, ...]] = [("ideas", "arms", "OWN", "FRESH")]
+    rows: list[tuple[str, ...]] = [("ideas", "arms", "KEPT", "FRESH")]
     for name, sizes in [*((str(size), (size,)) for size in SIZES), ("all", SIZES)]:
         some = [one for one in found if one[0] in sizes]
         rows.append(

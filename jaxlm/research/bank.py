@@ -12,13 +12,13 @@ taken to add up, plus its luck:
     loss_0(s, f) + sum_i (mean_i(f) - mean_0(f)) + luck(s, f)
 
 s is drawn by the trial's seed alone, so that arms on one seed share what seeds share.  The luck of an idea
-alone is that very run's, luck_i(s) = loss_i(s) - mean_i - (loss_0(s) - mean_0); of ideas together it is
+alone is that very run's, luck_i(s) = loss_i(s) - mean_i - (loss_0(s) - mean_0); of k ideas together it is
 
-    sum_i OWN luck_i(s) + FRESH luck_i(s_i),      s_i another seed, drawn by arm, idea and seed.
+    sum_i k^-FADE luck_i(s) + FRESH luck_i(s_i),      s_i another seed, drawn by arm, idea and seed.
 
-OWN and FRESH are fitted to arms that were trained (scripts/idea_combinations.py): together, ideas keep
-about half of the luck that each has alone, and have some of the arm's own.  So noise, its pairing, and
-early against late are those of real runs.  What ideas do to each other's effects stays out.
+FADE and FRESH are read off arms that were trained (scripts/idea_combinations.py): the more ideas an arm has,
+the less of their luck it keeps and the more it has of its own.  So noise, its pairing, and early against
+late are those of real runs.  What ideas do to each other's effects stays out.
 """
 
 import csv
@@ -36,7 +36,7 @@ from jaxlm.research.simulate import mix
 from jaxlm.research.stats.noise import Noise, pool
 from jaxlm.research.stats.shrink import Floats
 
-OWN, FRESH = 0.45, 0.4
+FADE, FRESH = 0.7, 0.5
 COLUMNS = ("idea", "scale", "seed", "fraction", "loss")
 
 
@@ -170,13 +170,13 @@ class BankWorld:
         luck = lambda i, s: losses[i, s] - means[i] - (losses[0, s] - means[0])
         if len(index) == 1:
             return luck(index[0], seed)
-        found = np.zeros(len(self.bank.fractions))
+        found, kept = np.zeros(len(self.bank.fractions)), max(1, len(index)) ** -FADE
         for i in index:
             key = mix(key ^ i)
         for i in index:
             key = mix(key ^ i)
             other = (seed + 1 + key % (len(self.bank.seeds) - 1)) % len(self.bank.seeds)
-            found += OWN * luck(i, seed) + FRESH * luck(i, other)
+            found += kept * luck(i, seed) + FRESH * luck(i, other)
         return found
 
     def _seed_of(self, trial: Trial) -> tuple[int, int]:

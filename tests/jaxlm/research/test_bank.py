@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.core.errors import DataError
-from jaxlm.research.bank import COLUMNS, FRESH, OWN, Bank, BankWorld, read_bank
+from jaxlm.research.bank import COLUMNS, FADE, FRESH, Bank, BankWorld, read_bank
 from jaxlm.research.policies.base import BASELINE, Knowledge, Purse, Trial, drive
 from jaxlm.research.policies.catalogue import policy
 from jaxlm.research.stats.noise import Noise
@@ -75,8 +75,9 @@ def test_ideas_together_keep_a_share_of_their_luck_and_have_some_of_their_own(ba
     total = alone.sum(axis=0)
     slope = total @ together / (total @ total)
     # the other seed is never the same one, so its luck leans against it
-    assert slope == pytest.approx(OWN - FRESH / (len(SEEDS) - 1), abs=0.03)
-    rest = together - OWN * total
+    kept = len(ideas) ** -FADE
+    assert slope == pytest.approx(kept - FRESH / (len(SEEDS) - 1), abs=0.03)
+    rest = together - kept * total
     assert np.mean(rest**2) == pytest.approx(FRESH**2 * np.mean(alone**2) * len(ideas), rel=0.1)
 
 
