@@ -14,12 +14,10 @@ import concurrent.futures
 import dataclasses
 import errno
 import functools
-import json
 import logging
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,10 @@ import orbax.checkpoint as ocp
 
 from jaxlm.core.canonical import write_json_atomic
 from jaxlm.core.errors import CheckpointError
+from jaxlm.train.sealing import HOST, MANIFEST, first_line, manifest, verify
 from jaxlm.train.state import TrainState
 
-MANIFEST = "manifest.json"
-HOST = "host.npz"
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
-FORMAT = 1
-SEALED = ("format", "files", "leaves", "step", "data_id")  # what no manifest lacks
 SMALL_FILES_BYTES = 1_000_000  # what a checkpoint takes besides its arrays, rounded up
 
 
@@ -104,13 +99,11 @@ class Checkpointer:
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                position = dataclasses.asdict(self._identity) | {"step": step, "next_batch": step}
-                files = dict(zip(*_checksums(path / "state"), strict=True))
-                manifest = {"format": FORMAT, **position, "leaves": leaves, "files": files}
                 if host:
                     np.savez(path / HOST, **host)  # type: ignore[arg-type]  # its own keyword is no array
-                    manifest["host"] = _checksum(path / HOST)
-                write_json_atomic(path / MANIFEST, manifest)
+                identity = dataclasses.asdict(self._identity)
+                facts = identity | {"step": step, "next_batch": step, "leaves": leaves}
+                write_json_atomic(path / MANIFEST, manifest(path, **facts))
                 for old in list_checkpoints(self._directory)[: -self._keep]:
                     _remove(self._path(old))
         except (OSError, ValueError) as e:
@@ -131,11 +124,11 @@ def restore(directory: Path, step: int, like: TrainState, data_id: str | None = 
     other data than `data_id` when that is given.
     """
     path = directory.absolute() / f"{step:08d}"
-    manifest = verify(path)
-    _check_leaves(path, manifest["leaves"], _describe(like))
-    if data_id not in (None, manifest["data_id"]):
+    sealed = verify(path)
+    _check_leaves(path, sealed["leaves"], _describe(like))
+    if data_id not in (None, sealed["data_id"]):
         raise CheckpointError(
-            f"{path} was trained on other data (id {manifest['data_id'][:12]}, now {data_id[:12]}): "
+            f"{path} was trained on other data (id {sealed['data_id'][:12]}, now {data_id[:12]}): "
             "the text, the tokenizer or the packing changed; restore it, or start anew with --run"
         )
     with ocp.StandardCheckpointer() as orbax:
@@ -155,50 +148,6 @@ def list_checkpoints(directory: Path) -> list[int]:
     """Steps of the sealed checkpoints in a folder, ascending."""
     names = [path.parent.name for path in directory.glob(f"*/{MANIFEST}")]
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all as sealed.  Raises CheckpointError."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path / MANIFEST} cannot be read: {_first_line(e)}") from e
-    if not isinstance(manifest, dict) or any(manifest.get(key) in (None, {}) for key in SEALED):
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it lacks one of {', '.join(SEALED)}")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {manifest['format']}, this version reads {FORMAT}"
-        )
-    names, sums = _checksums(path / "state")
-    found = {f"state/{name}": each for name, each in zip(names, sums, strict=True)}
-    wanted = {f"state/{name}": each for name, each in manifest["files"].items()}
-    if "host" in manifest:
-        wanted[HOST] = manifest["host"]
-        found |= {HOST: _checksum(path / HOST)} if (path / HOST).exists() else {}
-    for name, want in wanted.items():
-        if found.get(name) != want:
-            what = (
-                "is missing"
-                if name not in found
-                else f"is damaged: {found[name]}, sealed as {want}"
-            )
-            raise CheckpointError(f"{path / name} {what}")
-    return manifest
-
-
-def _checksums(root: Path) -> tuple[list[str], list[dict[str, int]]]:
-    """Names and {size, crc32} of every file below a folder, read in parallel."""
-    names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return names, list(pool.map(lambda name: _checksum(root / name), names))
-
-
-def _checksum(path: Path) -> dict[str, int]:
-    crc = size = 0
-    with open(path, "rb") as f:
-        while block := f.read(1 << 22):
-            crc, size = zlib.crc32(block, crc), size + len(block)
-    return {"crc32": crc, "size": size}
 
 
 def _describe(state: TrainState) -> dict[str, Any]:
@@ -237,7 +186,7 @@ def _check_room(path: Path, arrays: Any) -> None:
 
 def _cannot_save(path: Path, error: Exception) -> CheckpointError:
     full = os.strerror(errno.ENOSPC)  # Orbax says it at the end of a line full of paths
-    reason = full if full in str(error) else _first_line(error)
+    reason = full if full in str(error) else first_line(error)
     return CheckpointError(
         f"cannot save {path}: {reason}; the checkpoints before it stand: make room, "
         "then give the same command again"
@@ -254,12 +203,6 @@ def _ignore_closed_loops() -> None:
             show(raised)
 
     sys.unraisablehook = hook
-
-
-def _first_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][
-        :200
-    ]
 
 
 def newest_whole(directory: Path, note: Any) -> int | None:

@@ -17,8 +17,9 @@ import pytest
 from jaxlm.cli.gin_edge import load
 from jaxlm.data.loader import BatchSource
 from jaxlm.data.prepare import prepare
-from jaxlm.train.checkpoint import list_checkpoints, verify
+from jaxlm.train.checkpoint import list_checkpoints
 from jaxlm.train.run_dir import CHECKPOINTS
+from jaxlm.train.sealing import verify
 from tests.e2e.runs import (
     NUM_STEPS,
     STOPPED,

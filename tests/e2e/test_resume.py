@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.train.checkpoint import MANIFEST, list_checkpoints, verify
+from jaxlm.train.checkpoint import list_checkpoints
 from jaxlm.train.run_dir import CHECKPOINTS
+from jaxlm.train.sealing import MANIFEST, verify
 from tests.e2e.runs import (
     STOPPED,
     Job,

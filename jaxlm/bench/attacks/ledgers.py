@@ -19,6 +19,7 @@ from jaxlm.research.ledger import FIRST, Ledger, Record, seal
 from jaxlm.research.plan import Plan, Rules, Seeds, Setting, plan
 from jaxlm.research.records import RunRecord, body, protocol_from
 from jaxlm.research.verify import verify
+from jaxlm.train import sealing
 
 Records = list[Record]
 Change = Callable[[Records], Records]
@@ -68,11 +69,15 @@ def _recorded(planned: Plan, arm: str, seed: int, ledger: Ledger, project: Path)
 def _made(run: JobRun, bpb: float, evaluator: str) -> dict[str, Any]:
     """A run's directory, as far as `verify` looks, and its evaluation."""
     steps = run.config.train.num_steps
-    manifest = run.directory / "checkpoints" / f"{steps:08d}" / "manifest.json"
-    manifest.parent.mkdir(parents=True)
-    write_json_atomic(manifest, {"run": run.run_id})
+    data_id = prepare(run.config.data).data_id
+    checkpoint = run.directory / "checkpoints" / f"{steps:08d}"
+    (checkpoint / "state").mkdir(parents=True)
+    (checkpoint / "state" / "params").write_text(run.run_id)
+    manifest = checkpoint / sealing.MANIFEST
+    sealed = sealing.manifest(checkpoint, leaves=["params"], step=steps, data_id=data_id)
+    write_json_atomic(manifest, sealed)
     write_json_atomic(run.directory / "config.json", run.config)
-    write_json_atomic(run.directory / "env.json", {"data_id": prepare(run.config.data).data_id})
+    write_json_atomic(run.directory / "env.json", {"data_id": data_id})
     return {
         "eval/bpb": bpb, "eval/bytes": 100, "run_id": run.run_id, "step": steps,
         "checkpoint_sha256": file_sha256(manifest), "evaluator": evaluator,

@@ -17,6 +17,7 @@ from jaxlm.research import fingerprint, runner
 from jaxlm.research.jobs import Job, JobRun
 from jaxlm.research.launch import Hear, Workers
 from jaxlm.research.simulate import mix, standard_normal
+from jaxlm.train import sealing
 
 NOISE = 0.01
 
@@ -73,8 +74,10 @@ class FakeWorkers:
         data_id = prepare(config.data).data_id
         write_json_atomic(run.directory / "env.json", {"data_id": data_id})
         folder = run.directory / "checkpoints" / f"{end:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").write_text("{}")
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        (folder / "state" / "params").write_text(run.run_id)
+        sealed = sealing.manifest(folder, leaves=["params"], step=end, data_id=data_id)
+        write_json_atomic(folder / sealing.MANIFEST, sealed)
         status = "completed" if end == steps else "preempted"
         if any(dataclasses.asdict(config.optim)[name] == value for name, value in self.diverging):
             status = "diverged"

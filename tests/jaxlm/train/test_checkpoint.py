@@ -16,8 +16,8 @@ from jaxlm.train.checkpoint import (
     newest_whole,
     restore,
     restore_host,
-    verify,
 )
+from jaxlm.train.sealing import verify
 from jaxlm.train.setup import on_mesh
 from tests.jaxlm.train.conftest import changed
 
