@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{record.seq:5d}  {when}  {record.kind:9s} {line(record)}")
         return 0
     if not 0 <= args.seq < len(records):
-        raise RunError(f"no record {args.seq}; {ledger.path} has 0 to {len(records) - 1}")
+        there = f"0 to {len(records) - 1}" if records else "none yet"
+        raise RunError(f"no record {args.seq}; {ledger.path} has {there}")
     record = records[args.seq]
     if record.kind == "patch":
         from jaxlm.research.desk.person import coloured
@@ -95,6 +96,6 @@ def _verify(ledger: "Ledger", project: Path) -> int:
     problems = verify(ledger, project)
     for problem in problems:
         print(problem)
-    count = sum(1 for _ in ledger.path.read_bytes().splitlines())
+    count = len(ledger.lines()) - 1
     print(f"{ledger.path}: {count} records, {len(problems) or 'no'} problem(s)")
     return 2 if problems else 0

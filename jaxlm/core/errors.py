@@ -6,6 +6,8 @@ The command line prints it without a traceback and exits with `exit_code`.  Ever
 is raised is a bug, and keeps its traceback.
 """
 
+import errno
+
 
 class UserError(Exception):
     """A mistake in what the user gave; the message is the whole report."""
@@ -47,3 +49,17 @@ class NonFiniteError(UserError):
     """The loss or the gradient stopped being finite; the refused update never touched the state."""
 
     exit_code = 3
+
+
+def way_out(error: OSError) -> str:
+    """What a person can do about a path that cannot be written."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "make it writable, or choose another folder"
+        case errno.EEXIST | errno.ENOTDIR:
+            return "a file stands where a folder should be: choose another folder"
+        case errno.EISDIR:
+            return "a folder stands where the file should be: move it away"
+    return "see to the disk"

@@ -39,7 +39,8 @@ class Means:
 
 
 def begin(protocol: Protocol, means: Means) -> None:
-    """Fixes a protocol, once: nothing runs before it."""
+    """Fixes a protocol, once: nothing runs before it, nor after a ledger that its head contradicts."""
+    means.ledger.check()
     means.ledger.append_once("protocol", body(protocol), ("id",))
     approval = {"protocol": protocol.id, "by": means.approved_by}
     means.ledger.append_once("approval", approval, ("protocol",))

@@ -3,14 +3,25 @@
 a metric only with a completed run, a review after its runs.  Standard library only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxlm.research.desk import gates
 from jaxlm.research.ledger import Record
-from jaxlm.research.records import Protocol, protocol_from
+from jaxlm.research.records import (
+    Finding,
+    Forecast,
+    Protocol,
+    Review,
+    RunRecord,
+    Score,
+    protocol_from,
+)
 
 KINDS = ("protocol", "approval", "run", "finding", "review", "forecast", "score")
+SHAPES: dict[str, Callable[..., Any]] = {
+    "run": RunRecord, "finding": Finding, "review": Review, "forecast": Forecast, "score": Score,
+}  # fmt: skip
 Key = tuple[str, str, int, int, float]  # protocol, arm, seed, scale, fraction
 
 
@@ -24,6 +35,8 @@ def story_problems(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         body, where = record.body, f"record {record.seq}"
         try:
+            if record.kind in SHAPES:
+                SHAPES[record.kind](**body)  # all fields, and no others
             if record.kind == "protocol":
                 protocol = protocol_from(body)
                 if protocol.id != body["id"]:
@@ -53,7 +66,7 @@ def story_problems(records: Sequence[Record]) -> Iterator[str]:
                 continue
             elif _misses_runs(protocols[body["protocol"]], seen):
                 yield f"{where}: {record.kind} before all runs of its protocol"
-        except (KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             yield f"{where}: {record.kind} lacks a field or holds another type: {e}"
 
 

@@ -4,23 +4,32 @@
 Four circles: every line's hash, number and predecessor, and the head; every record against those
 before it (stories.py); every review against the runs, from which it is drawn anew; every run directory
 against its record (config, data and code hash to the run's id, the checkpoint is the one that was
-judged).
+judged, and each of its files is as its manifest says).
 """
 
-import json
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxlm.core.canonical import canonical_json, content_id, file_sha256, to_jsonable
-from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.core.errors import RunError, UserError
 from jaxlm.research import fingerprint
 from jaxlm.research.desk import gates
 from jaxlm.research.desk.signing import read_key
-from jaxlm.research.ledger import FIRST, Ledger, Record, parse, seal
+from jaxlm.research.ledger import FIRST, Ledger, Record, parse
 from jaxlm.research.records import PATCH, protocol_from
 from jaxlm.research.stories import story_problems
 from jaxlm.telemetry.writer import latest_rows
-from jaxlm.train.run_dir import load_config, read_json
+from jaxlm.train import sealing
+from jaxlm.train.run_dir import CHECKPOINTS, load_config, read_json
+
+FOREIGN = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)  # what fields of no record of ours raise
 
 
 def verify(ledger: Ledger, project: Path) -> list[str]:
@@ -29,21 +38,16 @@ def verify(ledger: Ledger, project: Path) -> list[str]:
 
 
 def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
-    records: list[Record] = []
-    previous = FIRST
-    lines = ledger.path.read_bytes().split(b"\n")
-    if lines.pop():
+    *lines, rest = ledger.lines()
+    if rest:
         yield f"{ledger.path}: the last line is torn; the next append removes it"
-    for number, line in enumerate(lines):
-        try:
-            record = parse(line, f"{ledger.path}:{number + 1}")
-        except RunError as e:
-            yield str(e).partition(";")[0]
-            continue
-        yield from _link(record, number, previous, line)
-        previous = record.hash
-        records.append(record)
-    yield from _head(ledger, records)
+    records: list[Record] = []
+    broken = list(_broken(lines, ledger.path, records))
+    yield from broken
+    if broken:
+        return  # what rests on other records than were written says nothing
+    if problem := ledger.head_problem(records):
+        yield problem
     problems = list(story_problems(records))
     yield from problems or _outcomes(records)
     if not problems:
@@ -53,39 +57,25 @@ def _problems(ledger: Ledger, project: Path) -> Iterator[str]:
     key = read_key()
     if key is not None:  # elsewhere nobody can tell a signature from another
         yield from gates.fold(records, key)[1]
-    protocols = {r.body.get("id"): r.body for r in records if r.kind == "protocol"}
-    for record in records:
-        if record.kind == "run" and record.body.get("status") in ("completed", "stopped"):
-            protocol = protocols.get(record.body.get("protocol"), {})
-            arms = {arm.get("name"): arm.get("changes", {}) for arm in protocol.get("arms", ())}
-            patch = arms.get(record.body.get("arm"), {}).get(PATCH)
-            yield from _directory(record, project, protocol.get("code"), patch)
+    yield from _directories(records, project)
 
 
-def _link(record: Record, number: int, previous: str, line: bytes) -> Iterator[str]:
-    where = f"record {number}"
-    sealed = seal(record.seq, record.time, record.kind, record.body, record.previous)
-    if sealed.hash != record.hash or canonical_json(record).encode() != line:
-        yield f"{where}: its content does not match its hash: it was edited"
-    if record.seq != number:
-        yield f"{where}: is numbered {record.seq}: records were dropped, added or re-ordered"
-    if record.previous != previous:
-        yield f"{where}: does not follow the record before it"
-
-
-def _head(ledger: Ledger, records: list[Record]) -> Iterator[str]:
-    """The head is written after its record: a crash in between leaves it one behind."""
-    try:
-        head = json.loads(ledger.head_path.read_text(encoding="utf-8"))
-        count, last = int(head["records"]), str(head["hash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        if len(records) > 1:
-            yield f"{ledger.head_path} is missing or damaged"
-        return
-    if count not in (len(records), len(records) - 1):
-        yield f"{ledger.head_path} tells of {count} records, the ledger has {len(records)}"
-    elif not count or records[count - 1].hash != last:
-        yield f"{ledger.head_path} does not match record {count - 1}"
+def _broken(lines: list[bytes], path: Path, records: list[Record]) -> Iterator[str]:
+    """What is no record, or stands elsewhere than it was written; `records` takes the others."""
+    previous: str | None = FIRST
+    for number, line in enumerate(lines):
+        try:
+            record = parse(line, f"{path}:{number + 1}")
+        except RunError as e:
+            yield str(e)
+            previous = None  # nobody knows what the next one followed
+            continue
+        if record.seq != number:
+            yield f"record {number}: is numbered {record.seq}: records were dropped, added or re-ordered"
+        if previous not in (None, record.previous):
+            yield f"record {number}: does not follow the record before it"
+        previous = record.hash
+        records.append(record)
 
 
 def _outcomes(records: list[Record]) -> Iterator[str]:
@@ -104,48 +94,66 @@ def _outcomes(records: list[Record]) -> Iterator[str]:
         judge = review if protocol.search is None else review_search
         try:
             found = to_jsonable(judge(protocol, runs_of(protocol, before), before))
-        except RunError as e:
-            yield f"record {record.seq}: {e}"
+        except (RunError, *FOREIGN) as e:
+            yield f"record {record.seq}: its verdicts cannot be drawn anew: {e}"
             continue
         if canonical_json(found) != canonical_json(record.body):
             yield f"record {record.seq}: its verdicts do not follow from the runs"
 
 
-def _directory(record: Record, project: Path, code: str | None, patch: str | None) -> Iterator[str]:
-    body, where = record.body, f"record {record.seq}"
+def _directories(records: list[Record], project: Path) -> Iterator[str]:
+    protocols = {str(r.body.get("id")): r.body for r in records if r.kind == "protocol"}
+    whole = functools.cache(sealing.verify)  # a run that is reused is recorded again
+    for record in records:
+        body, where = record.body, f"record {record.seq}"
+        if record.kind != "run" or body.get("status") not in ("completed", "stopped"):
+            continue
+        try:
+            protocol = protocols[str(body["protocol"])]
+            changes = {str(arm["name"]): arm["changes"] for arm in protocol["arms"]}
+            patch = changes.get(str(body["arm"]), {}).get(PATCH)
+            for problem in _directory(body, project, protocol["code"], patch, whole):
+                yield f"{where}: {problem}"
+        except (OSError, UserError) as e:
+            yield f"{where}: {e}"
+        except FOREIGN as e:
+            yield f"{where}: run lacks a field or holds another type: {e}"
+
+
+def _directory(
+    body: dict[str, Any], project: Path, code: str, patch: str | None, whole: Callable[[Path], Any]
+) -> Iterator[str]:
     path, found = project / str(body["directory"]), body["evaluation"]
     if not path.exists():
-        yield f"{where}: {path} is gone"
+        yield f"{path} is gone"
         return
-    try:
-        env = read_json(path / "env.json") or {}
-        config = load_config(path)
-    except (RunError, ConfigError) as e:
-        yield f"{where}: {e}"
-        return
-    expected = fingerprint.run_id_of(config, str(code), env.get("data_id"), patch)
+    env, config = read_json(path / "env.json") or {}, load_config(path)
+    expected = fingerprint.run_id_of(config, code, env.get("data_id"), patch)
     if expected != body["run_id"]:
-        yield f"{where}: config, code and data of {path} are not those of run {body['run_id'][:12]}"
+        yield f"config, code and data of {path} are not those of run {body['run_id'][:12]}"
     if found is None:  # stopped on its way
-        yield from _reading(record, path, config.train.num_steps)
-        return
-    manifest = path / "checkpoints" / f"{found['step']:08d}" / "manifest.json"
-    params = manifest.with_name("params.npy")  # of a patched run; else the manifest seals the files
-    if not manifest.exists() or file_sha256(manifest) != found["checkpoint_sha256"]:
-        yield f"{where}: the checkpoint in {path} is not the one that was judged"
-    elif patch and (not params.exists() or file_sha256(params) != found["params_sha256"]):
-        yield f"{where}: the parameters in {path} are not those that were judged"
+        yield from _reading(body, path, config.train.num_steps)
+    else:
+        checkpoint = path / CHECKPOINTS / f"{found['step']:08d}"
+        manifest, params = checkpoint / sealing.MANIFEST, checkpoint / "params.npy"
+        if not manifest.exists() or file_sha256(manifest) != found["checkpoint_sha256"]:
+            yield f"the checkpoint in {path} is not the one that was judged"
+        elif patch and (not params.exists() or file_sha256(params) != found["params_sha256"]):
+            yield f"the parameters in {path} are not those that were judged"
+    if patch is None:  # else they have another form, and no other file
+        for sealed in sorted((path / CHECKPOINTS).glob(f"*/{sealing.MANIFEST}")):
+            whole(sealed.parent)
 
 
-def _reading(record: Record, path: Path, num_steps: int) -> Iterator[str]:
+def _reading(body: dict[str, Any], path: Path, num_steps: int) -> Iterator[str]:
     from jaxlm.research.search import read_at, step_of
 
-    step = step_of(record.body["fraction"], num_steps)
+    step = step_of(body["fraction"], num_steps)
     rows = {row["step"]: row for row in latest_rows(path, "eval")}
     values = [v for name, v in rows.get(step, {}).items() if name.startswith("eval/")]
     told = values or [read_at(path, "eval/bpb", step)]
-    if record.body["reading"] not in told:
-        yield f"record {record.seq}: {path} does not say {record.body['reading']} at update {step}"
+    if body["reading"] not in told:
+        yield f"{path} does not say {body['reading']} at update {step}"
 
 
 def content(ledger: Ledger) -> str:

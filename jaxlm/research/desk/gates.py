@@ -67,12 +67,12 @@ def fold(records: Iterable[Record], key: bytes | None) -> tuple[Standing, list[s
             continue
         try:
             problem = obstacle(standing, record, is_signed(record, key))
-        except (KeyError, TypeError, ValueError) as e:
+            if problem is None:
+                _apply(standing, record)
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             problem = f"lacks a field or holds another type: {e}"
         if problem:
             problems.append(f"record {record.seq}: {record.kind} {problem}")
-        else:
-            _apply(standing, record)
     return standing, problems
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jaxlm.bench.attacks.ledgers import edited, forge
+from jaxlm.core.errors import RunError
 from jaxlm.research.ledger import Ledger, Record
 from jaxlm.research.records import Arm, Protocol, RunRecord, body
 from jaxlm.research.verify import content, verify
@@ -139,3 +140,52 @@ def test_a_dropped_tail_shows_at_the_head(ledger: Ledger) -> None:
     lines = ledger.path.read_bytes().splitlines(keepends=True)
     ledger.path.write_bytes(b"".join(lines[:-1]))
     assert "tells of 7 records, the ledger has 6" in problems(ledger)[0]
+
+
+def cut(ledger: Ledger, lines: int) -> None:
+    whole = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join(whole[:-lines]))
+
+
+def exchange(ledger: Ledger) -> None:
+    """Another last record, under a head that tells of the one that was there."""
+    head = ledger.head_path.read_bytes()
+    forge(ledger, lambda rs: [*rs[:-1], edited(rs[-1], is_exploratory=True)])
+    ledger.head_path.write_bytes(head)
+
+
+DAMAGE: dict[str, tuple[Callable[[Ledger], object], str]] = {
+    "the tail dropped": (lambda ledger: cut(ledger, 1), "tells of 7 records, the ledger has 6"),
+    "more dropped": (lambda ledger: cut(ledger, 3), "tells of 7 records, the ledger has 4"),
+    "all dropped": (lambda ledger: ledger.path.unlink(), "tells of 7 records, the ledger has 0"),
+    "the last exchanged": (exchange, "does not match record 6"),
+    "no head": (lambda ledger: ledger.head_path.unlink(), "is missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_nothing_follows_a_ledger_that_its_head_contradicts(ledger: Ledger, name: str) -> None:
+    """Or the next record would put the head right, and what was dropped would be forgotten."""
+    damage, expected = DAMAGE[name]
+    damage(ledger)
+    files = [path for path in (ledger.path, ledger.head_path) if path.exists()]
+    before = [path.read_bytes() for path in files]
+    for step in (ledger.check, lambda: ledger.append("approval", {"protocol": PROTOCOL.id})):
+        with pytest.raises(RunError, match=f"{expected}; nothing may follow: put back copies of"):
+            step()
+    assert [path.read_bytes() for path in files] == before
+    assert ledger.path.exists() == (ledger.path in files)
+
+
+def test_two_crashes_between_record_and_head_are_no_damage(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Ledger._write_head
+    for seq in (7, 8):
+        crash = lambda ledger, last, at=seq: 1 / 0 if last.seq == at else write(ledger, last)
+        monkeypatch.setattr(Ledger, "_write_head", crash)
+        with pytest.raises(ZeroDivisionError):
+            ledger.append("approval", {"protocol": PROTOCOL.id, "by": "another"})
+        assert len(list(ledger)) == seq + 1
+        ledger.check()
+        assert problems(ledger) == []

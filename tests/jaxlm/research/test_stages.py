@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a campaign decides at each stage, on runs whose truth is known."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,12 @@ def test_the_gate_has_to_fit_into_what_is_left(
 
 
 def cut(ledger: Ledger, records: int) -> None:
-    """As a crash leaves it."""
+    """As a crash leaves it: the head tells of all records but, at times, the last."""
     lines = ledger.path.read_bytes().splitlines(keepends=True)
     ledger.path.write_bytes(b"".join(lines[:records]))
-    ledger.head_path.unlink()
+    told = list(ledger)[: records - records % 2]
+    head = {"records": len(told), "hash": told[-1].hash} if told else None
+    ledger.head_path.write_text(json.dumps(head))
 
 
 def interrupted_everywhere(words: Sequence[str]) -> None:
