@@ -182,15 +182,15 @@ def _question(args: argparse.Namespace, base: "Base", rules: "Rules") -> "Questi
         raise ConfigError("nothing to try; give --vary FIELD=[A,B] or --idea 'NAME: FIELD=VALUE'")
     seeds = _seeds(args)
     arms = (ideas_of if args.policy else arms_of)(args.vary, args.idea)
-    if args.policy:
+    if args.policy is not None:
         policy(args.policy)
         budget_of(rules)
         _refuse_with_policy(args)
         if args.policy in COMBINE:
             check_combine(arms)
-    found = settings(base, arms)
+    found = settings(base, arms, args.idea)
     check_metric(rules.metric)
-    larger = settings(base.larger(args.promote), arms) if args.promote else []
+    larger = settings(base.larger(args.promote), arms, args.idea) if args.promote else []
     for scale in filter(None, (found, larger)):
         check_distinct(scale)
         check_same_text(scale)
@@ -229,11 +229,14 @@ def _seeds(args: argparse.Namespace) -> Any:
         if args.max_seeds is not None:
             raise ConfigError("--seeds auto and --max-seeds exclude each other; give one of them")
         return None
-    if not told.isdecimal() or int(told) < 1:
+    if told.isdecimal() and len(told) > 18:  # Python reads no number of thousands of digits
+        raise ConfigError(
+            f"--seeds must be at most {MOST_SEEDS}, got a number of {len(told)} digits"
+        )
+    count = int(told) if told.isdecimal() else 0
+    if count < 1:
         raise ConfigError(f"--seeds must be a number >= 2 or auto, got {told!r}")
-    count = int(told)
-    if count > MOST_SEEDS:
-        raise ConfigError(f"--seeds must be at most {MOST_SEEDS}, got {count}")
+    _check_few("--seeds", count)
     if count == 1:
         raise ConfigError(
             "--seeds 1 can conclude nothing: one seed tells neither the noise nor the sign of an "
@@ -241,7 +244,13 @@ def _seeds(args: argparse.Namespace) -> Any:
         )
     if args.max_seeds is not None and args.max_seeds <= count:
         raise ConfigError(f"--max-seeds must be above --seeds {count}, got {args.max_seeds}")
+    _check_few("--max-seeds", args.max_seeds or 0)
     return Seeds(count=count, most=args.max_seeds)
+
+
+def _check_few(option: str, count: int) -> None:
+    if count > MOST_SEEDS:
+        raise ConfigError(f"{option} must be at most {MOST_SEEDS}, got {count}")
 
 
 def _rules(args: argparse.Namespace) -> "Rules":
@@ -258,6 +267,7 @@ def _rules(args: argparse.Namespace) -> "Rules":
         )
     if args.confirm < 0 or args.confirm == 1:
         raise ConfigError(f"--confirm must be 0 or at least 2 seeds, got {args.confirm}")
+    _check_few("--confirm", args.confirm)
     return Rules(
         metric=args.metric, smallest_effect=args.smallest_effect, margin=args.no_worse_than,
         hypothesis=args.hypothesis, predicted=_prediction(args.predict),
@@ -273,8 +283,11 @@ def _prediction(text: str | None) -> tuple[float, float, float] | None:
         effect, low, high = (float(part) for part in text.split(","))
     except ValueError:
         effect, low, high = 0.0, 1.0, 0.0
-    if not low <= effect <= high:
-        raise ConfigError(f"--predict {text!r}: write EFFECT,LOW,HIGH, such as -0.02,-0.04,0")
+    if not -float("inf") < low <= effect <= high < float("inf"):
+        raise ConfigError(
+            f"--predict {text!r}: write EFFECT,LOW,HIGH in numbers, LOW <= EFFECT <= HIGH, such as "
+            "-0.02,-0.04,0"
+        )
     return effect, low, high
 
 

@@ -9,7 +9,7 @@ from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
 from jaxlm.research.budget import run_flops
 from jaxlm.research.plan import Setting
-from jaxlm.research.records import BASELINE
+from jaxlm.research.records import BASELINE, check_name
 
 Changes = dict[str, str]  # field -> gin expression
 
@@ -20,18 +20,21 @@ class Base:
 
     files: tuple[str, ...]
     overrides: tuple[str, ...]
+    promoted: tuple[str, ...] = ()
 
-    def config(self, changes: Changes | None = None) -> RunConfig:
+    def config(self, changes: Changes | None = None, option: str = "--vary") -> RunConfig:
+        """option: that gave the changes, for an error's line"""
         from jaxlm.cli.gin_edge import load
 
         texts = [f"{field} = {value}" for field, value in (changes or {}).items()]
-        return load(list(self.files), [*self.overrides, *texts])
+        more = (("--promote", self.promoted), (option, texts))
+        return load(list(self.files), list(self.overrides), *more)
 
     def larger(self, promote: Sequence[str]) -> "Base":
         """With gin files and FIELD=VALUE on top.  Raises ConfigError where a run would cost no more."""
         files = tuple(text for text in promote if text.endswith(".gin"))
         texts = tuple(text for text in promote if not text.endswith(".gin"))
-        found = Base((*self.files, *files), (*self.overrides, *texts))
+        found = Base((*self.files, *files), self.overrides, texts)
         cost, here = run_flops(found.config()), run_flops(self.config())
         if cost <= here:
             raise ConfigError(
@@ -43,36 +46,43 @@ class Base:
 
 def arms_of(vary: Sequence[str], ideas: Sequence[str]) -> dict[str, Changes]:
     """By name: every combination of the varied values, and every idea, which may set several fields."""
+    varied = _split_all(vary)
+    products = itertools.product(*varied.values()) if varied else ()
+    return _named([dict(zip(varied, values, strict=True)) for values in products], ideas)
+
+
+def ideas_of(vary: Sequence[str], ideas: Sequence[str]) -> dict[str, Changes]:
+    """By name: each varied value alone, for policies, which put ideas together themselves."""
+    varied = _split_all(vary).items()
+    return _named([{field: value} for field, values in varied for value in values], ideas)
+
+
+def _named(varied: Sequence[Changes], ideas: Sequence[str]) -> dict[str, Changes]:
     found: dict[str, Changes] = {}
-    fields = [_split_values(text) for text in vary]
-    for values in itertools.product(*(values for _, values in fields)) if vary else ():
-        changes = dict(zip((field for field, _ in fields), values, strict=True))
-        if _name(changes) in found:
+    for changes in varied:
+        name = _name(changes)
+        if name in found:
             raise ConfigError(
-                f"--vary names {_name(changes)} twice: the same config; nothing was run"
+                f"--vary names {name} twice: the same config, or fields of one name; nothing was run: "
+                "give one of them as --idea 'NAME: FIELD=VALUE'"
             )
-        found[_name(changes)] = changes
+        check_name(name, "--vary")
+        found[name] = changes
     for text in ideas:
         name, changes = _split_idea(text)
+        check_name(name, f"--idea {text!r}")
         if name in found:
             raise ConfigError(f"--idea {text!r}: there is an arm {name!r} already")
         found[name] = changes
     return found
 
 
-def ideas_of(vary: Sequence[str], ideas: Sequence[str]) -> dict[str, Changes]:
-    """By name: each varied value alone, for policies, which put ideas together themselves."""
-    single = [(field, value) for field, values in map(_split_values, vary) for value in values]
-    found = {_name({field: value}): {field: value} for field, value in single}
-    return found | arms_of((), ideas)
-
-
-def settings(base: Base, arms: dict[str, Changes]) -> list[Setting]:
-    """The baseline, then every arm that is not the baseline."""
-    config = base.config()
+def settings(base: Base, arms: dict[str, Changes], ideas: Sequence[str]) -> list[Setting]:
+    """The baseline, then every arm that is not the baseline; ideas: as they were given."""
+    config, named = base.config(), {_split_idea(text)[0] for text in ideas}
     found = [Setting(BASELINE, {}, config)]
     for name, changes in arms.items():
-        own = base.config(changes)
+        own = base.config(changes, "--idea" if name in named else "--vary")
         if own.config_id == config.config_id:
             found[0] = Setting(BASELINE, changes, config)
         else:
@@ -107,14 +117,33 @@ def _name(changes: Changes) -> str:
 def _split_idea(text: str) -> tuple[str, Changes]:
     """From 'NAME: A.x=1; B.y=2', the name with its colon being optional."""
     name, colon, rest = text.partition(": ")
-    pairs = [part.partition("=") for part in _cut(rest if colon else text, ";")]
+    parts = [part for part in _cut(rest if colon else text, ";") if part]
+    pairs = [part.partition("=") for part in parts]
     if not pairs or any(not equals or not value.strip() for _, equals, value in pairs):
         raise ConfigError(
             f"--idea {text!r}: write NAME: FIELD=VALUE; FIELD=VALUE, such as "
             "'lion: OptimConfig.name=\"lion\"; OptimConfig.peak_lr=8e-4'"
         )
-    changes = {field.strip(): value.strip() for field, _, value in pairs}
+    changes: Changes = {}
+    for field, _, value in pairs:
+        if field.strip() in changes:
+            raise ConfigError(f"--idea {text!r} sets {field.strip()} twice; give it one value")
+        changes[field.strip()] = value.strip()
     return (name.strip() if colon else _name(changes)), changes
+
+
+def _split_all(vary: Sequence[str]) -> dict[str, list[str]]:
+    """Values by field."""
+    found: dict[str, list[str]] = {}
+    for text in vary:
+        field, values = _split_values(text)
+        if field in found:
+            both = ",".join([*found[field], *values])
+            raise ConfigError(
+                f"--vary {field} is given twice; put all its values into one list: {field}=[{both}]"
+            )
+        found[field] = values
+    return found
 
 
 def _split_values(text: str) -> tuple[str, list[str]]:
@@ -124,8 +153,10 @@ def _split_values(text: str) -> tuple[str, list[str]]:
     if not equals or not values.startswith("[") or not values.endswith("]"):
         raise ConfigError(f"--vary {text!r}: write FIELD=[A,B], such as OptimConfig.peak_lr=[1e-3]")
     parts = _cut(values[1:-1], ",")
-    if not parts:
+    if parts == [""]:
         raise ConfigError(f"--vary {text!r} names no value")
+    if "" in parts:
+        raise ConfigError(f"--vary {text!r}: a value is missing between two commas; write [A,B]")
     return field.strip(), parts
 
 
@@ -143,4 +174,4 @@ def _cut(text: str, at: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += char
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts]

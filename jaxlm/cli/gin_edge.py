@@ -10,6 +10,7 @@ behind.  `OptimConfig.peak_lr = 3e-4` sets a field of the one OptimConfig in the
 import functools
 import re
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,16 +177,19 @@ def _classes(root: type = RunConfig) -> dict[str, type]:
     return found
 
 
-def load(files: list[str], overrides: list[str]) -> RunConfig:
+def load(files: list[str], overrides: list[str], *more: tuple[str, Sequence[str]]) -> RunConfig:
     """Reads gin files in order, then `--set` overrides ("OptimConfig.peak_lr=3e-4").
+
+    more: overrides that another option gave, with its name
 
     Raises ConfigError: one line with file, line, field, value and what is allowed.
     """
     statements = _Statements()
     for path in files:
         statements.read_file(Path(path))
-    for text in overrides:
-        statements.read_text(text, f"--set {text}")
+    for option, texts in (("--set", overrides), *more):
+        for text in texts:
+            statements.read_text(text, f"{option} {text}")
     builder = _Builder(statements)
     config = builder.build(RunConfig)
     for (scope, name), bound in statements.bindings.items():

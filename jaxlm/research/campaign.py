@@ -10,8 +10,9 @@ confirmation   what is left, on seeds that decided nothing: the only source of a
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from jaxlm.core.errors import ConfigError, UnanswerableError
+from jaxlm.core.errors import ConfigError, RunError, UnanswerableError
 from jaxlm.research.budget import check, cost, price
 from jaxlm.research.earlier import known_noise
 from jaxlm.research.ledger import Ledger, Record
@@ -142,8 +143,8 @@ def judge_pilot(protocol: Protocol, runs: Sequence[RunRecord], means: Means) -> 
     evaluations = [run.evaluation or {} for run in runs]
     losses = [e["eval/loss_nats"] for e in evaluations]
     noise = pool(_by_arm(runs, losses).values())
-    rows = [latest_rows(means.project / run.directory, "train")[0] for run in runs]
-    start = sum(row["train/loss_nats"] for row in rows) / len(rows)
+    firsts = [_first_loss(means.project / run.directory) for run in runs]
+    start = sum(firsts) / len(firsts)
     steps = [float(e["step"]) for e in evaluations]
     sigma, df = (noise.sigma, int(noise.df)) if noise else (None, 0)
     if len(set(steps)) < 2:
@@ -156,6 +157,16 @@ def judge_pilot(protocol: Protocol, runs: Sequence[RunRecord], means: Means) -> 
         protocol=protocol.id, sigma=sigma, df=df, slope=found.slope,
         fall=found.fall if math.isfinite(found.fall) else None, problem=found.problem,
     )  # fmt: skip
+
+
+def _first_loss(directory: Path) -> float:
+    rows = latest_rows(directory, "train")
+    if not rows:
+        raise RunError(
+            f"{directory} is empty or gone, and the ledger tells of its run; put a copy of it back, or "
+            "begin another --project"
+        )
+    return float(rows[0]["train/loss_nats"])
 
 
 def _by_arm(runs: Sequence[RunRecord], values: Sequence[float | None]) -> dict[str, list[float]]:
@@ -189,7 +200,7 @@ def _enough_seeds(question: Question, pilot: Pilot, means: Means) -> Seeds:
     if needed > MAX_SEEDS:
         raise ConfigError(
             f"to find an effect of {least:g} in {rules.metric} at a noise of {sd:.2g} needs {needed} "
-            f"seeds (at most {MAX_SEEDS}); give --seeds N, a larger --smallest-effect, or a longer run"
+            f"seeds or more (at most {MAX_SEEDS}); give --seeds N, a larger --smallest-effect, or a longer run"
         )
     return Seeds(count=needed)
 

@@ -9,10 +9,22 @@ import dataclasses
 from typing import Any, Literal
 
 from jaxlm.core.canonical import content_id, to_jsonable
+from jaxlm.core.errors import ConfigError
 
 BASELINE = "baseline"
+JOIN = " + "  # between the names of ideas that a policy puts together
 PATCH = "patch"  # among an arm's changes, the id of a diff of the code (patch/diff.py)
 Stage = Literal["pilot", "screen", "gate", "confirmation", "search", "ladder", "trial"]
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises ConfigError for a name that an arm cannot have; what: gave it."""
+    is_baseline = name == BASELINE or name.startswith(f"{BASELINE},")  # the latter are shorter ones
+    if not name or is_baseline or JOIN in name or not name.isprintable():
+        raise ConfigError(
+            f"{what}: an arm cannot be named {name!r}; allowed are printable characters without "
+            f"{JOIN!r}, which joins arms, and not {BASELINE!r}: give another name"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

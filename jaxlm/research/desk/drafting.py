@@ -20,7 +20,7 @@ from jaxlm.research.desk.rank import Belief, score, updated
 from jaxlm.research.desk.records import Changes, Draft, DraftArm, Proposal
 from jaxlm.research.desk.views import IdeaView
 from jaxlm.research.patch.diff import changed_files
-from jaxlm.research.records import BASELINE, PATCH, arm_id
+from jaxlm.research.records import BASELINE, PATCH, arm_id, check_name
 
 if TYPE_CHECKING:
     from jaxlm.research.desk.desk import Desk
@@ -47,11 +47,12 @@ def propose(
     meaning: of the patch among the changes, where there is one
 
     Raises ConfigError for fields that may not be changed, values out of range, and an interval
-    that does not hold the effect.
+    that does not hold the effect, and a title that cannot name an arm.
     """
     effect, low, high = predicted
     if not (all(map(math.isfinite, predicted)) and low <= effect <= high):
         raise ConfigError(f"the interval {low:g} to {high:g} must hold the effect {effect:g}")
+    check_name(plain(title, 80), f"title {title[:80]!r}")
     base, config = desk.config(), desk.config(changes)
     change = novelty.difference(base, config)
     if meaning is not None:
@@ -177,6 +178,11 @@ def draft(
     if not 0 <= smallest_effect < math.inf:
         raise ConfigError(f"smallest_effect must be >= 0, got {smallest_effect:g}")
     chosen = desk.find_proposals(proposals)
+    titles = [p["title"] for p in chosen]
+    if len(set(titles)) < len(titles):
+        raise ConfigError(
+            f"two proposals are called {max(titles, key=titles.count)!r}; ask about them in two drafts"
+        )
     base = desk.config()
     configs = [desk.config(p["changes"]) for p in chosen]
     best = min(chosen, key=lambda p: p["predicted"][0])

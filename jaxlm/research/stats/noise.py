@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri, polygamma, psi, stdtrit
 
+MOST_NOISE = 1e7  # in smallest effects: beyond, 1e15 seeds are too few, and counts overflow
 MAX_FALL = 0.25  # of the whole fall so far, per e-fold of training: above, the loss is in free fall
 
 
@@ -74,12 +75,13 @@ def sample_size(
 ) -> int:
     """Paired seeds needed to find `smallest_effect`, where differences spread by `sd`; at least 2.
 
-    The smallest n with n >= (t_{1-alpha/2, n-1} + z_power)^2 sd^2 / effect^2 (two-sided).
+    The smallest n with n >= (t_{1-alpha/2, n-1} + z_power)^2 sd^2 / effect^2 (two-sided); with an sd of
+    more than MOST_NOISE effects, that of so many.
     Raises ValueError for an effect or sd that is not positive.
     """
     if not (smallest_effect > 0 and sd > 0):
         raise ValueError(f"sd and smallest_effect must be > 0, got {sd!r} and {smallest_effect!r}")
-    ratio = (sd / smallest_effect) ** 2
+    ratio = min(sd / smallest_effect, MOST_NOISE) ** 2
     n = max(2, math.ceil((ndtri(1 - alpha / 2) + ndtri(power)) ** 2 * ratio))  # as if df = inf
     while n < (stdtrit(n - 1, 1 - alpha / 2) + ndtri(power)) ** 2 * ratio:
         n += 1

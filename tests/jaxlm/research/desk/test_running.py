@@ -70,6 +70,20 @@ def test_from_proposal_to_adoption(desk: Desk, workers: FakeWorkers) -> None:
         desk.propose("good", {"OptimConfig.b1": "0.8"}, "", 0.0, -0.1, 0.1)
 
 
+@pytest.mark.parametrize("title", ["", "\n", "baseline", "baseline, 2 updates", "a + b"])
+def test_a_title_that_cannot_name_an_arm_is_refused(desk: Desk, title: str) -> None:
+    with pytest.raises(ConfigError, match="an arm cannot be named"):
+        desk.propose(title, {"OptimConfig.b1": "0.7"}, "", 0.0, -0.1, 0.1)
+
+
+def test_two_arms_of_one_title_are_refused(desk: Desk) -> None:
+    same = [
+        desk.propose("same", {"OptimConfig.b1": b1}, "", 0.0, -0.1, 0.1).id for b1 in ("0.7", "0.6")
+    ]
+    with pytest.raises(ConfigError, match="two proposals are called 'same'"):
+        desk.draft(same, "which?", 2)
+
+
 def test_a_review_is_what_the_ledger_holds(
     desk: Desk, workers: FakeWorkers, capsys: pytest.CaptureFixture[str]
 ) -> None:
