@@ -28,10 +28,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jaxlm.cli.common import check_outputs
 from jaxlm.cli.gin_edge import load
 from jaxlm.config import RunConfig, resolve
 from jaxlm.core.canonical import write_atomic, write_json_atomic
-from jaxlm.core.errors import DataError, UserError
+from jaxlm.core.errors import ConfigError, DataError, UserError
+from jaxlm.core.typed import nearest
 from jaxlm.data.prepare import prepare
 from jaxlm.research import lean_runs
 from jaxlm.research.bank import COLUMNS
@@ -192,6 +194,8 @@ def _threads() -> int:
 def check(table: Path, share: float, args: argparse.Namespace) -> int:
     """Trains a random share of the table's runs anew; the number of those that differ in any bit."""
     told = read_runs(table)
+    if not told:
+        raise DataError(f"{table} holds no run to check; train some first, without --check")
     arms = {(s.name, k): s for k in range(len(SCALES)) for s in settings(k, args.set, args.config)}
     old, now = read_json(table.with_suffix(".json")) or {}, facts(arms)
     for phrase in differences(old, now):
@@ -219,6 +223,18 @@ def check(table: Path, share: float, args: argparse.Namespace) -> int:
     return wrong
 
 
+def refuse_slips(args: argparse.Namespace) -> None:
+    """Raises ConfigError for an option out of range, before anything is trained."""
+    check_outputs(args.table)
+    if args.check is not None and not 0 < args.check <= 1:
+        raise ConfigError(f"--check must be above 0, at most 1, got {args.check}")
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be >= 1, got {args.seeds}")
+    for name in args.only or ():
+        if name not in (BASELINE, *IDEAS):
+            raise ConfigError(f"--only {name!r} is no idea; {nearest(name, IDEAS)}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path)
@@ -234,6 +250,7 @@ def main() -> int:
     parser.add_argument("--draw", type=int, default=0, help="which share (default %(default)s)")
     args = parser.parse_args()
     try:
+        refuse_slips(args)
         if args.check is not None:
             return min(1, check(args.table, args.check, args))
         count = train(args.table, args)

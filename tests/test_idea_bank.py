@@ -90,6 +90,28 @@ def test_a_table_of_other_code_is_refused_in_one_line_and_left_alone(
     assert (table.read_text(), table.with_suffix(".json").read_text()) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["no/x.csv"], "no/x.csv cannot be written: there is no folder no; make it first"),
+        (["table.csv", "--check", "2"], "--check must be above 0, at most 1, got 2.0"),
+        (["table.csv", "--check", "nan"], "--check must be above 0, at most 1, got nan"),
+        (["table.csv", "--check", "0"], "--check must be above 0, at most 1, got 0.0"),
+        (["table.csv", "--seeds", "-1"], "--seeds must be >= 1, got -1"),
+        (["none.csv", "--check", "1"], "none.csv holds no run to check"),
+        (["table.csv", "--only", "x"], "--only 'x' is no idea; known:"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    table: Path, words: list[str], expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(table.parent.rglob("*"))
+    assert run(*words) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and expected in said
+    assert sorted(table.parent.rglob("*")) == before
+
+
 def test_changed_code_goes_on_with_a_table_once_a_check_has_come_out(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

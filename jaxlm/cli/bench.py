@@ -19,6 +19,8 @@ from jaxlm.cli.common import (
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.typed import nearest
 
+MOST_RUNS = 10_000  # of a budget: a policy that spends them takes half a minute in one world
+MOST_WORLDS = 100_000
 GATE_RUNS = (32, 64, 128)  # at the larger scale
 WHAT = {
     "step": "the bare jitted step: tokens/s, share of the machine's matrix limit, where time goes",
@@ -223,8 +225,8 @@ def _run_policies(args: argparse.Namespace) -> int:
     worlds = args.worlds or list(WORLDS)
     if unknown := [name for name in worlds if name not in WORLDS]:
         raise ConfigError(f"--worlds: unknown {unknown[0]!r}; {nearest(unknown[0], WORLDS)}")
-    budgets = [_positive(text, "--budgets") for text in args.budgets or ["125"]]
-    count = int(_positive(str(args.count), "--count"))
+    budgets = [_positive(text, "--budgets", MOST_RUNS) for text in args.budgets or ["125"]]
+    count = int(_positive(str(args.count), "--count", MOST_WORLDS))
     with make_display() as display:
         if args.bank:
             rows = bench_bank(names, read_bank(Path(args.bank)), budgets, count, display.progress)
@@ -251,21 +253,22 @@ def _run_calibration(args: argparse.Namespace) -> int:
     from jaxlm.bench.calibration import bench_real, bench_simulated, table
     from jaxlm.research.bank import read_bank
 
+    count = int(_positive(str(args.count), "--count", MOST_WORLDS))
     bank = read_bank(Path(args.bank)) if args.bank else None  # a mistake ends here
-    rows = bench_simulated(max(args.count, 1000))
+    rows = bench_simulated(max(count, 1000))
     if bank is not None:
         rows += bench_real(bank)
     print("\n".join(table(rows)))
     return 0 if all(row.is_fit for row in rows) else 1
 
 
-def _positive(text: str, flag: str) -> float:
+def _positive(text: str, flag: str, most: int) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value >= 1:
-        raise ConfigError(f"{flag} must be numbers >= 1, got {text!r}")
+    if not 1 <= value <= most:
+        raise ConfigError(f"{flag} must be numbers >= 1, at most {most}, got {text!r}")
     return value
 
 
