@@ -10,7 +10,7 @@ import re
 import sys
 from typing import NoReturn
 
-from jaxlm.core.errors import ConfigError, UserError
+from jaxlm.core.errors import ConfigError, UserError, way_out
 from jaxlm.core.typed import nearest
 
 COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.py
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         place = e.filename or "the disk or the output"
         return _fail(
-            argv, e, f"{place}: {e.strerror}; make room, then give the same command again", 2
+            argv, e, f"{place}: {e.strerror}; {way_out(e)}, then give the same command again", 2
         )
     except KeyboardInterrupt:
         return _fail(argv, None, "interrupted", 130)

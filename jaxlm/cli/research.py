@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.research.ledger import Ledger
 
     ledger = Ledger(args.project / "ledger.jsonl")
-    if not ledger.path.exists():
+    if ledger.lines() == [b""] and not ledger.path.exists():
         raise RunError(
             f"{ledger.path} does not exist; `jaxlm ablate` begins one, or give --project"
         )

@@ -52,12 +52,14 @@ class NonFiniteError(UserError):
 
 
 def way_out(error: OSError) -> str:
-    """What a person can do about a path that cannot be written."""
+    """What a person can do about a path that cannot be used."""
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return "make room"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "make it writable, or choose another folder"
+        case errno.EACCES | errno.EPERM:
+            return "change its permissions, or choose another folder"
+        case errno.EROFS:
+            return "choose a folder on a disk that can be written"
         case errno.EEXIST | errno.ENOTDIR:
             return "a file stands where a folder should be: choose another folder"
         case errno.EISDIR:

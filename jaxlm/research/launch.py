@@ -8,12 +8,16 @@ cluster's machines share the project's folder and this installation.
 
 import collections
 import concurrent.futures
+import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +34,7 @@ Hear = Callable[[dict[str, Any]], None]  # is called from several threads
 Verb = Literal["train", "evaluate"]
 
 MAX_STARTS = 4  # of one job
+LOCK = "lock"  # of a folder of jobs
 GRACE_S = 30.0  # for a worker that is asked to end
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 CLUSTERS = ("local", "ray", "slurm")
@@ -68,13 +73,34 @@ def run_jobs(verb: Verb, jobs: Sequence[Job], workers: Workers, hear: Hear, proj
     Raises RunError when a worker reports a mistake, was killed MAX_STARTS times, or was to stop.
     """
     project.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=project.absolute(), prefix=".jobs.") as folder:
-        paths = [Path(folder) / f"{i}.json" for i in range(len(jobs))]
+    with _own_folder(project.absolute()) as folder:
+        paths = [folder / f"{i}.json" for i in range(len(jobs))]
         for path, job in zip(paths, jobs, strict=True):
             write_job(path, job)
         run = {"local": _on_this_machine, "ray": _on_ray, "slurm": _on_slurm}[workers.where]
         for news in run(verb, paths, workers, hear):
             hear(news)
+
+
+@contextlib.contextmanager
+def _own_folder(project: Path) -> Iterator[Path]:
+    """For jobs' files.  Those that killed controllers of this machine left are removed.
+
+    A living controller holds its folder's lock; before it holds it the lock names no machine.
+    """
+    for lock_path in project.glob(f".jobs.*/{LOCK}"):
+        with contextlib.suppress(OSError), open(lock_path, encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read() == socket.gethostname():
+                shutil.rmtree(lock_path.parent)
+    with (
+        tempfile.TemporaryDirectory(dir=project, prefix=".jobs.") as folder,
+        open(Path(folder) / LOCK, "w", encoding="utf-8") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(socket.gethostname())
+        lock.flush()
+        yield Path(folder)
 
 
 def _on_this_machine(

@@ -65,7 +65,7 @@ class Ledger:
         except FileNotFoundError:
             return [b""]
         except OSError as e:
-            raise RunError(f"cannot read {self.path}: {e.strerror}; put a copy of it back") from e
+            raise _unusable("read", self.path, e) from e
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Bodies of all records of a kind."""
@@ -170,10 +170,7 @@ class Ledger:
                 fcntl.flock(file, fcntl.LOCK_SH if is_read else fcntl.LOCK_EX)
                 yield file
         except OSError as e:
-            verb = "read" if is_read else "write"
-            raise RunError(
-                f"cannot {verb} {self.path}: {e.strerror}; {way_out(e)}, then again"
-            ) from e
+            raise _unusable("read" if is_read else "write", self.path, e) from e
 
     @property
     def head_path(self) -> Path:
@@ -206,6 +203,10 @@ def parse(line: bytes, where: str) -> Record:
     if not is_whole:
         raise RunError(f"{where}: its content does not match its hash: it was edited")
     return record
+
+
+def _unusable(verb: str, path: Path, error: OSError) -> RunError:
+    return RunError(f"cannot {verb} {path}: {error.strerror}; {way_out(error)}, then again")
 
 
 def _drop_torn_tail(file: Any) -> None:

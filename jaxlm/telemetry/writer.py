@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxlm.core.errors import RunError
+from jaxlm.core.errors import RunError, way_out
 from jaxlm.telemetry.registry import spec_of
 
 Row = dict[str, Any]
@@ -50,7 +50,8 @@ class JsonlWriter:
                 data = data[self._file.write(data) :]
         except OSError as e:
             raise RunError(
-                f"cannot write {self._path}: {e.strerror}; make room, then give the same command again"
+                f"cannot write {self._path}: {e.strerror}; {way_out(e)}, then give the same "
+                "command again"
             ) from e
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxlm.core.canonical import write_json_atomic
-from jaxlm.core.errors import CheckpointError
+from jaxlm.core.errors import CheckpointError, way_out
 from jaxlm.train.sealing import HOST, MANIFEST, first_line, manifest, verify
 from jaxlm.train.state import TrainState
 
@@ -187,8 +187,9 @@ def _check_room(path: Path, arrays: Any) -> None:
 def _cannot_save(path: Path, error: Exception) -> CheckpointError:
     full = os.strerror(errno.ENOSPC)  # Orbax says it at the end of a line full of paths
     reason = full if full in str(error) else first_line(error)
+    advice = way_out(error) if isinstance(error, OSError) and reason != full else "make room"
     return CheckpointError(
-        f"cannot save {path}: {reason}; the checkpoints before it stand: make room, "
+        f"cannot save {path}: {reason}; the checkpoints before it stand: {advice}, "
         "then give the same command again"
     )
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from jaxlm.config import RunConfig, identity
 from jaxlm.core.canonical import to_jsonable, write_atomic, write_json_atomic
-from jaxlm.core.errors import ConfigError, RunError
+from jaxlm.core.errors import ConfigError, RunError, way_out
 from jaxlm.core.typed import from_dict
 from jaxlm.telemetry.writer import read_rows
 from jaxlm.train.code_id import code_id
@@ -84,7 +84,7 @@ def open_run_dir(path: Path, config: RunConfig, gin_text: str, data_id: str) -> 
             on_failure.pop_all()
     except OSError as e:
         raise RunError(
-            f"cannot write {path}: {e.strerror}; make room or choose another with --run DIR"
+            f"cannot write {path}: {e.strerror}; {way_out(e)}, or name another run with --run DIR"
         ) from e
     return lock
 

@@ -272,6 +272,14 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "ablate: other corpus": (
         None, "ablate base.gin --idea \"mine: CorpusConfig.source='base.gin'\"", "arm 'mine' has another DataConfig.corpora",
     ),
+    "ablate: a file": (
+        None, "ablate base.gin --vary OptimConfig.b1=[0.8] --project base.gin", "base.gin/ledger.jsonl: Not a directory; a file stands where",
+    ),
+    "init: below a file": (
+        None, "research init base.gin --max-flops 1e12 --project base.gin/x", "a file stands where a folder should be: choose another folder",
+    ),
+    "log: a file": (None, "research log --project base.gin", "a file stands where a folder should be"),
+    "verify: a file": (None, "research verify --project base.gin", "a file stands where a folder should be"),
     "ablate: a seed": (
         None, "ablate base.gin --vary TrainConfig.seed=[1]", "arms 'baseline' and 'seed=1' are the same config",
     ),

@@ -191,6 +191,13 @@ def test_read_only_directories_are_refused_before_text_is_read(
         assert not Path("run").exists()
 
 
+def test_a_read_only_project_is_told_as_such(capfd: pytest.CaptureFixture[str]) -> None:
+    with small_disk(Path("research"), "4m"):
+        remount(Path("research"), "ro")
+        line = refused(["ablate", "base.gin", "--vary", "OptimConfig.b1=[0.8]"], capfd)
+        assert "Read-only file system; choose a folder on a disk that can be written" in line
+
+
 def test_a_complete_cache_on_a_read_only_disk_is_read(capfd: pytest.CaptureFixture[str]) -> None:
     with small_disk(Path("data"), "16m"):
         assert main(["data", "prepare", "base.gin"]) == 0

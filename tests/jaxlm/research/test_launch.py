@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -104,3 +105,31 @@ def test_a_worker_that_is_to_stop_ends_also_where_it_does_not_want_to(
         launch.run_job("train", tmp_path / "job.json", lambda news: None, stop)
     assert time.monotonic() - begun < 20
     assert (tmp_path / "told").read_text() == "start\n"  # and is not started again
+
+
+def test_what_a_killed_controller_left_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
+    """As processes: a lock is its process's, and goes with it however it ends."""
+    code = "import pathlib, sys, time; from jaxlm.research.launch import _own_folder\n"
+    code += "with _own_folder(pathlib.Path(sys.argv[1])) as f: print(f, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)
+    ]
+    try:
+        killed, living = (Path(p.stdout.readline().strip()) for p in started if p.stdout)
+        started[0].kill()
+        started[0].wait()
+        (tmp_path / ".jobs.new").mkdir()  # its controller is about to take the lock
+        (tmp_path / ".jobs.new" / launch.LOCK).touch()
+        (tmp_path / ".jobs.far").mkdir()  # of another machine, whose locks may not show here
+        (tmp_path / ".jobs.far" / launch.LOCK).write_text("elsewhere")
+        assert killed.exists()
+        with launch._own_folder(tmp_path) as own:
+            there = {own, living, tmp_path / ".jobs.new", tmp_path / ".jobs.far"}
+            assert set(tmp_path.iterdir()) == there
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert not own.exists()

@@ -73,6 +73,13 @@ def test_a_name_that_would_mean_something_else_is_refused(
     assert said.startswith("jaxlm: error: --vary: an arm cannot be named")
 
 
+def test_an_empty_ledger_has_no_record_to_show(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("research").mkdir()
+    Path("research/ledger.jsonl").touch()
+    said = refused(["research", "show", "0"], capfd)
+    assert said.endswith("no record 0; research/ledger.jsonl has none yet\n")
+
+
 def test_an_effect_that_no_number_of_seeds_shows_is_one_line(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
