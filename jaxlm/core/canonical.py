@@ -29,12 +29,21 @@ def to_jsonable(value: Any) -> Any:
 
 def canonical_json(value: Any) -> str:
     """Sorted keys, no spaces, no NaN: one text for one value."""
-    return json.dumps(to_jsonable(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return plain_json(to_jsonable(value))
+
+
+def plain_json(value: Any) -> str:
+    """`canonical_json` of what came out of JSON: several times faster."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_id(value: Any) -> str:
     """sha256 of the canonical JSON, as 64 hex digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return text_id(canonical_json(value))
+
+
+def text_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

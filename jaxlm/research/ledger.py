@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxlm.core.canonical import canonical_json, content_id, to_jsonable, write_json_atomic
+from jaxlm.core.canonical import (
+    canonical_json,
+    content_id,
+    plain_json,
+    text_id,
+    to_jsonable,
+    write_json_atomic,
+)
 from jaxlm.core.errors import RunError, way_out
 
 FIRST = "0" * 64  # `previous` of the first record
@@ -179,25 +186,24 @@ class Ledger:
 
 def seal(seq: int, when: float, kind: str, body: dict[str, Any], previous: str) -> Record:
     """A record with its hash."""
-    unsealed: dict[str, Any] = {
-        "seq": seq,
-        "time": when,
-        "kind": kind,
-        "body": body,
-        "previous": previous,
-    }
-    return Record(**unsealed, hash=content_id(unsealed))
+    record = Record(seq, when, kind, body, previous, hash="")
+    return dataclasses.replace(record, hash=content_id(_unsealed(record)))
+
+
+def _unsealed(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name != "hash"}
 
 
 def parse(line: bytes, where: str) -> Record:
     """Raises RunError for what is no record, or not as it was sealed."""
     try:
-        record = Record(**json.loads(line))
+        plain = json.loads(line)
+        record = Record(**plain)
         types = [type(value) for value in (record.seq, record.kind, record.body)]
         if types != [int, str, dict] or not 0 <= record.time < LAST:
             raise TypeError("a field is of another type")
-        sealed = seal(record.seq, record.time, record.kind, record.body, record.previous)
-        is_whole = sealed.hash == record.hash and canonical_json(record).encode() == line
+        is_canonical = plain_json(plain).encode() == line
+        is_whole = is_canonical and text_id(plain_json(_unsealed(record))) == record.hash
     except (ValueError, TypeError, RecursionError) as e:
         raise RunError(f"{where} is no record of a ledger ({str(e)[:60]})") from e
     if not is_whole:
