@@ -114,11 +114,12 @@ class _Statements:
 
 
 class _Builder:
-    """Turns statements into dataclasses, remembering which scopes were asked for."""
+    """Turns statements into dataclasses, remembering which scopes and macros were asked for."""
 
     def __init__(self, statements: _Statements) -> None:
         self.statements = statements
         self.used = {""}
+        self.read: set[str] = set()  # macros
 
     def build(self, cls: type, scope: str = "", within: tuple[str, ...] = ()) -> Any:
         self.used.add(scope)
@@ -143,6 +144,7 @@ class _Builder:
     def _evaluate(self, value: Any, within: tuple[str, ...]) -> Any:
         if isinstance(value, _Macro):
             macros = self.statements.macros
+            self.read.add(value.name)
             if value.name not in macros:
                 raise ConfigError(f"undefined macro %{value.name}; {nearest(value.name, macros)}")
             return self._evaluate(macros[value.name].value, _deeper(within, f"%{value.name}"))
@@ -198,4 +200,15 @@ def load(files: list[str], overrides: list[str], *more: tuple[str, Sequence[str]
             raise ConfigError(
                 f"{where}: nothing refers to @{scope}/{name}(); add it, or drop the scope"
             )
+    for name, macro in statements.macros.items():
+        if (
+            macro.where.startswith("--") and name not in builder.read
+        ):  # a file may have some to spare
+            fields = [
+                f"{cls}.{name}"
+                for cls, declared in _classes().items()
+                if name in field_types(declared)
+            ]
+            hint = f"did you mean {' or '.join(fields)}?" if fields else "write Config.field=VALUE"
+            raise ConfigError(f"{macro.where}: nothing reads a macro %{name}; {hint}")
     return config

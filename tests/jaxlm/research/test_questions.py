@@ -29,6 +29,11 @@ SLIPS = {
     ),
     "no policy": ([*ONE, "--policy", ""], "policy '' is not known; known: adaptive, asha,"),
     "value of another type": (["--vary", f'{LR}=["a"]'], f'--vary {LR} = "a": {LR} must be'),
+    "no field": (
+        ["--idea", "x: OptimConfig.b1=0.8; peak_lr=2e-2"],
+        f"--idea peak_lr = 2e-2: nothing reads a macro %peak_lr; did you mean {LR}?",
+    ),
+    "no macro": ([*ONE, "--set", "width = 3"], "--set width = 3: nothing reads a macro %width; write"),
     "no such field": (["--idea", "x: OptimConfig.lr=1"], "--idea OptimConfig.lr = 1: unknown key"),
     "no such field, larger": (
         [*ONE, "--promote", "OptimConfig.lr=1"], "--promote OptimConfig.lr=1: unknown key",
