@@ -4,16 +4,18 @@
     python scripts/idea_combinations.py TABLE.csv BANK.csv [--config FILE.gin] [--count 12] [--seeds 8]
 
 On a seed, an arm differs from the baseline by its effect and by luck: its difference less the mean over
-seeds.  Of arms of 2, 4 and 8 random ideas, --count each, the luck is fitted as a share KEPT of the sum of its
-ideas' luck on that seed, as BANK.csv has it, and a rest, told as FRESH times the root of the sum of their
-squares.  A replay of the bank (jaxlm/research/bank.py) gives combined arms that luck.  Rows as in the
-bank, the idea being `a + b`; the same command goes on where it stopped, TABLE.json says what made it.
+seeds.  Of arms of 2, 4 and 8 random ideas, --count each, and of each with one idea more, the luck is fitted
+as a share KEPT of the sum of its ideas' luck on that seed, as BANK.csv has it, and a rest, told as FRESH times
+the root of the sum of their squares.  STEP is the luck of the one idea more, beside the others, over its luck
+alone.  A replay of the bank (jaxlm/research/bank.py) gives arms such luck.  Rows as in the bank, the idea
+being `a + b`; the same command goes on where it stopped, TABLE.json says what made it.
 """
 
 import argparse
+import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +49,32 @@ def finals(table: Path) -> Finals:
 
 
 def combinations(arms: dict[str, Setting], config: str, count: int, draw: int) -> Iterator[Setting]:
-    """`count` arms of every size, of random ideas that can be set at once."""
+    """`count` arms of every size, of random ideas that can be set at once; then each with one more."""
     rng = random.Random(draw)
+    found: dict[tuple[str, ...], Setting] = {}
     for size in SIZES:
-        found: dict[str, Setting] = {}
-        while len(found) < count:
-            names = sorted(rng.sample(sorted(arms), size))
-            changes = merged(arms[name].changes for name in names)
-            if changes is None or JOIN.join(names) in found:
-                continue
-            try:
-                made = load([config], [f"{k} = {v}" for k, v in changes.items()])
-            except ConfigError:  # each works alone, not together
-                continue
-            found[JOIN.join(names)] = Setting(JOIN.join(names), changes, made)
-        yield from found.values()
+        while sum(len(names) == size for names in found) < count:
+            names = tuple(sorted(rng.sample(sorted(arms), size)))
+            made = together(arms, names, config)
+            if made and names not in found:
+                found[names] = made
+    yield from found.values()
+    for names in found:
+        grown = None
+        while grown is None:
+            more = rng.choice(sorted(set(arms) - set(names)))
+            grown = together(arms, tuple(sorted((*names, more))), config)
+        yield grown
+
+
+def together(arms: dict[str, Setting], names: tuple[str, ...], config: str) -> Setting | None:
+    """None for ideas that exclude each other."""
+    changes = merged(arms[name].changes for name in names)
+    try:
+        made = changes and load([config], [f"{k} = {v}" for k, v in changes.items()])
+    except ConfigError:  # each works alone, not together
+        return None
+    return Setting(JOIN.join(names), changes, made) if changes and made else None
 
 
 def train(args: argparse.Namespace, alone: Finals) -> None:
@@ -90,26 +103,43 @@ def train(args: argparse.Namespace, alone: Finals) -> None:
             display.progress("combinations", count / len(todo), key[0])
 
 
-def luck(together: Finals, alone: Finals) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Of each arm that completed: (number of ideas, its luck by seed, its ideas' luck (idea, seed))."""
-    own = lambda losses: losses - losses.mean(axis=-1, keepdims=True)
+def own(losses: np.ndarray) -> np.ndarray:
+    """Less the mean over seeds, the last axis."""
+    return losses - losses.mean(axis=-1, keepdims=True)
+
+
+def luck(together: Finals, alone: Finals) -> dict[frozenset[str], tuple[np.ndarray, np.ndarray]]:
+    """Of each arm that completed: (its luck by seed, its ideas' luck alone (idea, seed))."""
+    found = {}
     for arm in dict.fromkeys(name for name, _ in together):
-        ideas = arm.split(JOIN)
-        seeds = [seed for name, seed in together if name == arm]
-        base = np.array([alone[BASELINE, seed] for seed in seeds])
+        ideas, seeds = arm.split(JOIN), sorted(seed for name, seed in together if name == arm)
+        base_S = np.array([alone[BASELINE, seed] for seed in seeds])
         arm_S = np.array([together[arm, seed] for seed in seeds])
         ideas_IS = np.array([[alone[idea, seed] for seed in seeds] for idea in ideas])
-        if len(seeds) > 2:
-            yield len(ideas), own(arm_S - base), own(ideas_IS - base)
+        found[frozenset(ideas)] = own(arm_S - base_S), own(ideas_IS - base_S)
+    return found
 
 
-def fit(found: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """(KEPT, FRESH), by least squares over all arms and seeds."""
-    sums = np.concatenate([ideas.sum(axis=0) for _, _, ideas in found])
-    arms = np.concatenate([arm for _, arm, _ in found])
+def fit(found: Collection[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """(KEPT, FRESH), by least squares over arms and seeds."""
+    sums = np.concatenate([ideas.sum(axis=0) for _, ideas in found])
+    arms = np.concatenate([arm for arm, _ in found])
     kept = float(sums @ arms / (sums @ sums))
-    squares = float(sum((ideas**2).sum() for _, _, ideas in found))
+    squares = float(sum((ideas**2).sum() for _, ideas in found))
     return kept, float(np.sqrt(((arms - kept * sums) ** 2).sum() / squares))
+
+
+def step(found: dict[frozenset[str], tuple[np.ndarray, np.ndarray]], size: int) -> float:
+    """STEP, of one idea more beside `size` others; nan where no two such arms ran on the same seeds."""
+    seen = expected = 0.0
+    pairs = itertools.product((ideas for ideas in found if len(ideas) == size), found)
+    for smaller, larger in ((a, b) for a, b in pairs if a < b and len(b) == size + 1):
+        (before_S, _), (arm_S, ideas_IS) = found[smaller], found[larger]
+        (more,) = larger - smaller
+        if before_S.shape == arm_S.shape:
+            seen += float(((arm_S - before_S) ** 2).sum())
+            expected += float((ideas_IS[sorted(larger).index(more)] ** 2).sum())
+    return float(np.sqrt(seen / expected)) if expected else float("nan")
 
 
 def main() -> int:
@@ -127,15 +157,12 @@ def main() -> int:
     except UserError as error:
         print(f"idea_combinations.py: {error}", file=sys.stderr)
         return error.exit_code
-    found = list(luck(finals(args.table), alone))
-    rows: list[tuple[str, ...]] = [("ideas", "arms", "KEPT", "FRESH")]
-    for name, sizes in [*((str(size), (size,)) for size in SIZES), ("all", SIZES)]:
-        some = [one for one in found if one[0] in sizes]
-        rows.append(
-            (name, str(len(some)), *(f"{x:.2f}" for x in fit(some)))
-            if some
-            else (name, "0", "-", "-")
-        )
+    found = luck(finals(args.table), alone)
+    rows: list[tuple[str, ...]] = [("ideas", "arms", "KEPT", "FRESH", "STEP to the next")]
+    for size in sorted({len(ideas) for ideas in found}):
+        some = [told for ideas, told in found.items() if len(ideas) == size]
+        shares = (*fit(some), step(found, size))
+        rows.append((str(size), str(len(some)), *(f"{x:.2f}" for x in shares)))
     print("\n".join(aligned(rows)))
     return 0
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.research.bank import COLUMNS
-from scripts.idea_combinations import finals, fit, luck
+from scripts.idea_combinations import finals, fit, luck, step
 
 SEEDS = range(400)
 
@@ -32,8 +32,16 @@ def test_the_fit_finds_the_shares_that_luck_was_made_with(tmp_path: Path) -> Non
         + 0.4 * np.sqrt(sum(np.mean(own[i] ** 2) for i in arm.split(" + "))) * rng.normal(size=len(SEEDS))
         for arm in ("a + b", "c + d", "a + b + c + d")
     }  # fmt: skip
-    found = list(
-        luck(finals(table(tmp_path / "t", together)), finals(table(tmp_path / "a", alone)))
-    )
-    assert [size for size, _, _ in found] == [2, 2, 4]
-    assert fit(found) == pytest.approx((0.5, 0.4), abs=0.03)
+    found = luck(finals(table(tmp_path / "t", together)), finals(table(tmp_path / "a", alone)))
+    assert sorted(map(len, found)) == [2, 2, 4]
+    assert fit(found.values()) == pytest.approx((0.5, 0.4), abs=0.03)
+
+
+def test_the_step_is_that_of_the_one_idea_more(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = 2 + rng.normal(0, 0.1, len(SEEDS))
+    a, b = rng.normal(0, 0.01, (2, len(SEEDS)))
+    alone = {"baseline": base, "a": base + a, "b": base + b, "c": base - a}
+    together = {"a + c": base + a, "a + b + c": base + a + 0.7 * b}
+    found = luck(finals(table(tmp_path / "t", together)), finals(table(tmp_path / "a", alone)))
+    assert step(found, 2) == pytest.approx(0.7) and np.isnan(step(found, 3))

@@ -12,13 +12,9 @@ taken to add up, plus its luck:
     loss_0(s, f) + sum_i (mean_i(f) - mean_0(f)) + luck(s, f)
 
 s is drawn by the trial's seed alone, so that arms on one seed share what seeds share.  The luck of an idea
-alone is that very run's, luck_i(s) = loss_i(s) - mean_i - (loss_0(s) - mean_0); of k ideas together it is
-
-    sum_i k^-FADE luck_i(s) + FRESH luck_i(s_i),      s_i another seed, drawn by arm, idea and seed.
-
-FADE and FRESH are read off arms that were trained (scripts/idea_combinations.py): the more ideas an arm has,
-the less of their luck it keeps and the more it has of its own.  So noise, its pairing, and early against
-late are those of real runs.  What ideas do to each other's effects stays out.
+alone is that very run's, luck_i(s) = loss_i(s) - mean_i - (loss_0(s) - mean_0); that of ideas together is drawn
+given theirs (luck.py), as arms that were trained have it.  So noise, its pairing, and early against late are
+those of real runs.  What ideas do to each other's effects stays out.
 """
 
 import csv
@@ -30,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlm.core.errors import DataError
+from jaxlm.research.luck import Luck
 from jaxlm.research.policies.base import Losses, Trial
 from jaxlm.research.records import BASELINE
 from jaxlm.research.simulate import mix
 from jaxlm.research.stats.noise import Noise, pool
 from jaxlm.research.stats.shrink import Floats
 
-FADE, FRESH = 0.7, 0.5
 COLUMNS = ("idea", "scale", "seed", "fraction", "loss")
 
 
@@ -140,6 +136,7 @@ class BankWorld:
             np.asarray(np.isnan(t).any(axis=(1, 2))) for t in bank.losses
         ]
         self._means = [t.mean(axis=1) for t in bank.losses]  # (idea, fraction)
+        self._luck = [Luck(t) for t in bank.losses]
 
     def run(self, trials: Sequence[Trial]) -> Losses:
         """None for an arm with an idea that did not complete on some seed of the table.
@@ -161,23 +158,10 @@ class BankWorld:
         seed, key = self._seed_of(trial)
         base = bank.losses[trial.scale][0, seed]
         curve = means[0] + self.noise * (base - means[0]) + (means[index] - means[0]).sum(axis=0)
-        curve = curve + self.noise * self._luck(trial.scale, index, seed, key)
-        return float(np.interp(np.log(trial.fraction), np.log(bank.fractions), curve))
-
-    def _luck(self, scale: int, index: list[int], seed: int, key: int) -> Floats:
-        """By fraction, of ideas alone or together; the baseline's own is not in it."""
-        losses, means = self.bank.losses[scale], self._means[scale]
-        luck = lambda i, s: losses[i, s] - means[i] - (losses[0, s] - means[0])
-        if len(index) == 1:
-            return luck(index[0], seed)
-        found, kept = np.zeros(len(self.bank.fractions)), max(1, len(index)) ** -FADE
-        for i in index:
-            key = mix(key ^ i)
-        for i in index:
-            key = mix(key ^ i)
-            other = (seed + 1 + key % (len(self.bank.seeds) - 1)) % len(self.bank.seeds)
-            found += kept * luck(i, seed) + FRESH * luck(i, other)
-        return found
+        luck = self._luck[trial.scale].of([i - 1 for i in index], seed, key)
+        return float(
+            np.interp(np.log(trial.fraction), np.log(bank.fractions), curve + self.noise * luck)
+        )
 
     def _seed_of(self, trial: Trial) -> tuple[int, int]:
         """(The table's seed for a trial's, a key for what else is drawn with it)."""

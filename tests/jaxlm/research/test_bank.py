@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.core.errors import DataError
-from jaxlm.research.bank import COLUMNS, FADE, FRESH, Bank, BankWorld, read_bank
+from jaxlm.research.bank import COLUMNS, Bank, BankWorld, read_bank
 from jaxlm.research.policies.base import BASELINE, Knowledge, Purse, Trial, drive
 from jaxlm.research.policies.catalogue import policy
 from jaxlm.research.stats.noise import Noise
@@ -61,24 +61,6 @@ def test_truth_is_the_mean_difference_and_adds_up(bank: Bank) -> None:
     assert world.truth(frozenset({"i00"})) == pytest.approx(want["i00"])
     assert world.truth(frozenset(want)) == pytest.approx(sum(want.values()))
     assert bank.effect("i00")[0] == pytest.approx(want["i00"])
-
-
-def test_ideas_together_keep_a_share_of_their_luck_and_have_some_of_their_own(bank: Bank) -> None:
-    world, ideas = BankWorld(bank, draw=1), ("i00", "i07", "i13")
-    run = lambda arm: np.array(world.run([Trial(frozenset(arm), s) for s in range(4000)]), float)
-    base = run(())
-    alone = np.array([run({idea}) - base for idea in ideas])
-    alone -= alone.mean(axis=1, keepdims=True)
-    together = run(ideas) - base
-    assert together.mean() == pytest.approx(world.truth(frozenset(ideas)), abs=1e-3)
-    together -= together.mean()
-    total = alone.sum(axis=0)
-    slope = total @ together / (total @ total)
-    # the other seed is never the same one, so its luck leans against it
-    kept = len(ideas) ** -FADE
-    assert slope == pytest.approx(kept - FRESH / (len(SEEDS) - 1), abs=0.03)
-    rest = together - kept * total
-    assert np.mean(rest**2) == pytest.approx(FRESH**2 * np.mean(alone**2) * len(ideas), rel=0.1)
 
 
 def test_an_idea_that_did_not_complete_never_does(bank: Bank) -> None:
