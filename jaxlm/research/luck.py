@@ -22,6 +22,7 @@ from jaxlm.research.simulate import mix
 from jaxlm.research.stats.shrink import Floats
 
 SPREAD = 1.25  # V over the mean spread of an idea's luck
+FRESH = 1.35  # what of an arm's luck its ideas' does not foretell, over what the field has
 PARTS = 8  # of a draw: each in its own way blind to some of the ideas
 _LEAST = 1e-6  # of u, for ideas that change nothing
 
@@ -50,7 +51,7 @@ class Luck:
             return known
         nothing, alone = self._drawn_alone(key)
         drawn = self._draw(frozenset(ideas), key) - nothing
-        return known + drawn - np.tensordot(weights, alone, 1)
+        return known + FRESH * (drawn - np.tensordot(weights, alone, 1))
 
     def _weights(self, ideas: frozenset[int]) -> Floats:
         """Of each idea's own luck in what is to be expected of all together."""
