@@ -14,7 +14,7 @@ import numpy as np
 from jaxlm.bench.policies import SEEDS_APART
 from jaxlm.core.errors import DataError
 from jaxlm.research.bank import Bank, BankWorld
-from jaxlm.research.policies.base import Knowledge, Outcome, Purse, drive
+from jaxlm.research.policies.base import WITHIN_SEED, Knowledge, Outcome, Purse, drive
 from jaxlm.research.policies.early_stop import early_stop
 from jaxlm.research.policies.promotion import promote
 from jaxlm.research.simulate import World
@@ -123,8 +123,8 @@ def _z(bank: Bank, idea: str, scale: int) -> float:
 
 def _known(bank: Bank, scale: int) -> Knowledge:
     """The noise, as a pilot would have it, and effects of a size that goes with it."""
-    noise = Noise(bank.noise(scale).sigma, 8)
-    return Knowledge(noise=noise, prior=Prior(mean_effect=3 * noise.sigma))
+    sigma = bank.noise(scale).sigma
+    return Knowledge(noise=Noise(WITHIN_SEED * sigma, 8), prior=Prior(mean_effect=3 * sigma))
 
 
 def table(found: Sequence[Stops], gates: Sequence[Gate]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxlm.research.bank import Bank, BankWorld
-from jaxlm.research.policies.base import Knowledge, Purse, drive
+from jaxlm.research.policies.base import WITHIN_SEED, Knowledge, Purse, drive
 from jaxlm.research.policies.catalogue import RIVAL, policy
 from jaxlm.research.simulate import (
     SIGMAS,
@@ -96,7 +96,7 @@ def bench_bank(
         progress("policies", i / len(todo), f"{world}, noise {sigma:g}, budget {budget:g}")
         drawn: list[World] = [BankWorld(scales[scale], seed + k, factor) for k in range(count)]
         believed = prior or Prior(mean_effect=3 * sigma)  # as on real runs: the noise is known
-        known = Knowledge(noise=Noise(sigma, 8), prior=believed)
+        known = Knowledge(noise=Noise(WITHIN_SEED * sigma, 8), prior=believed)
         rows += _rows(names, world, sigma, budget, drawn, known, seed)
     progress("policies", 1.0, "")
     return rows

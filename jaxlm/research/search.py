@@ -24,7 +24,15 @@ from jaxlm.research.departures import departures
 from jaxlm.research.jobs import JobRun
 from jaxlm.research.ledger import Record
 from jaxlm.research.plan import CURVE_FRACS, CURVE_SEEDS, Plan, Rules, Seeds, Setting, job_run, plan
-from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Purse, Trial, drive
+from jaxlm.research.policies.base import (
+    WITHIN_SEED,
+    Knowledge,
+    Losses,
+    Outcome,
+    Purse,
+    Trial,
+    drive,
+)
 from jaxlm.research.policies.whole import whole
 from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, Search
 from jaxlm.research.runner import Means, begin, completed, keep, status, train_and_judge
@@ -43,9 +51,9 @@ Key = tuple[str, int, int, float]  # arm, seed, scale, fraction
 def what_is_known(
     sigma: float | None, df: float, smallest_effect: float, costs: tuple[float, ...]
 ) -> dict[str, Any]:
-    """Of the ideas, before the first run; sizes in the metric's unit."""
+    """Of the ideas, before the first run; sizes in the metric's unit.  sigma: between seeds."""
     return {
-        "sigma": sigma, "df": df, "mean_effect": SIZE * sigma if sigma else Prior().mean_effect,
+        "sigma": sigma and WITHIN_SEED * sigma, "df": df, "mean_effect": SIZE * sigma if sigma else Prior().mean_effect,
         "smallest_effect": smallest_effect, "scale_costs": list(costs),
     }  # fmt: skip
 
