@@ -4,18 +4,19 @@
     python scripts/idea_combinations.py TABLE.csv BANK.csv [--config FILE.gin] [--count 12] [--seeds 8]
 
 On a seed, an arm differs from the baseline by its effect and by luck: its difference less the mean over
-seeds.  Of arms of 2, 4 and 8 random ideas, --count each, and of each with one idea more, the luck is fitted
-as a share KEPT of the sum of its ideas' luck on that seed, as BANK.csv has it, and a rest, told as FRESH times
-the root of the sum of their squares.  STEP is the luck of the one idea more, beside the others, over its luck
-alone.  A replay of the bank (jaxlm/research/bank.py) gives arms such luck.  Rows as in the bank, the idea
-being `a + b`; the same command goes on where it stopped, TABLE.json says what made it.
+seeds.  A replay of the bank draws the luck of several ideas together from a field (jaxlm/research/luck.py),
+of which this is the measure.  Of arms of 2, 4 and 8 random ideas, --count each, and of each with one idea
+more, it prints in thousandths of a nat: the luck they had; the part that the field foretells from the luck
+of each idea alone, which BANK.csv has; what is left, over what the field has left (FRESH); and how much the
+one idea more changed, over its luck alone.  Rows of TABLE as in the bank, the idea being `a + b`; the same
+command goes on where it stopped, TABLE.json says what made it.
 """
 
 import argparse
 import itertools
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from jaxlm.config import RunConfig
 from jaxlm.core.canonical import write_json_atomic
 from jaxlm.core.errors import ConfigError, DataError, UserError
 from jaxlm.research import lean_runs
-from jaxlm.research.bank import COLUMNS
+from jaxlm.research.bank import COLUMNS, Bank, read_bank
 from jaxlm.research.jobs import with_seed
+from jaxlm.research.luck import Luck
 from jaxlm.research.plan import Setting
 from jaxlm.research.records import BASELINE
 from jaxlm.telemetry.display import make_display
@@ -38,6 +40,7 @@ from scripts.idea_bank import CONFIG, Key, as_text, curves, differences, facts, 
 SIZES = (2, 4, 8)  # ideas of an arm
 JOIN = " + "
 Finals = dict[tuple[str, int], float]  # (idea, seed) -> last loss
+Lucks = dict[frozenset[str], tuple[np.ndarray, list[int]]]  # arm -> luck by seed, seeds
 
 
 def finals(table: Path) -> Finals:
@@ -108,37 +111,47 @@ def own(losses: np.ndarray) -> np.ndarray:
     return losses - losses.mean(axis=-1, keepdims=True)
 
 
-def luck(together: Finals, alone: Finals) -> dict[frozenset[str], tuple[np.ndarray, np.ndarray]]:
-    """Of each arm that completed: (its luck by seed, its ideas' luck alone (idea, seed))."""
+def luck(together: Finals, bank: Bank) -> Lucks:
+    """Of each arm that completed: its luck, and on which seeds."""
     found = {}
+    base_S = bank.losses[0][0, :, -1]
     for arm in dict.fromkeys(name for name, _ in together):
-        ideas, seeds = arm.split(JOIN), sorted(seed for name, seed in together if name == arm)
-        base_S = np.array([alone[BASELINE, seed] for seed in seeds])
-        arm_S = np.array([together[arm, seed] for seed in seeds])
-        ideas_IS = np.array([[alone[idea, seed] for seed in seeds] for idea in ideas])
-        found[frozenset(ideas)] = own(arm_S - base_S), own(ideas_IS - base_S)
+        seeds = sorted(seed for name, seed in together if name == arm)
+        losses = np.array([together[arm, seed] for seed in seeds])
+        found[frozenset(arm.split(JOIN))] = own(losses - base_S[seeds]), seeds
     return found
 
 
-def fit(found: Collection[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """(KEPT, FRESH), by least squares over arms and seeds."""
-    sums = np.concatenate([ideas.sum(axis=0) for _, ideas in found])
-    arms = np.concatenate([arm for arm, _ in found])
-    kept = float(sums @ arms / (sums @ sums))
-    squares = float(sum((ideas**2).sum() for _, ideas in found))
-    return kept, float(np.sqrt(((arms - kept * sums) ** 2).sum() / squares))
+def fresh(found: Lucks, size: int, bank: Bank) -> tuple[float, float, float]:
+    """Of arms of one size, root mean squares: (luck, the part that the field foretells, what is left over
+    what the field has left)."""
+    field, squares = Luck(bank.losses[0]), np.zeros(4)
+    for ideas, (luck_S, seeds) in found.items():
+        if len(ideas) == size:
+            weights, left = field.foretold([bank.ideas.index(idea) - 1 for idea in ideas])
+            expected_S = own(weights @ field.alone[:, seeds, -1])
+            rest = ((luck_S - expected_S) ** 2).sum() / (len(seeds) - 1)
+            squares += [
+                luck_S @ luck_S / len(seeds),
+                expected_S @ expected_S / len(seeds),
+                rest,
+                left,
+            ]
+    count = sum(len(ideas) == size for ideas in found)
+    whole, expected, rest, left = squares / count
+    return float(np.sqrt(whole)), float(np.sqrt(expected)), float(np.sqrt(rest / left))
 
 
-def step(found: dict[frozenset[str], tuple[np.ndarray, np.ndarray]], size: int) -> float:
-    """STEP, of one idea more beside `size` others; nan where no two such arms ran on the same seeds."""
-    seen = expected = 0.0
+def step(found: Lucks, size: int, bank: Bank) -> float:
+    """Luck of one idea more beside `size` others over its luck alone; nan where no two such arms ran."""
+    alone, seen, expected = own(bank.losses[0][:, :, -1] - bank.losses[0][0, :, -1]), 0.0, 0.0
     pairs = itertools.product((ideas for ideas in found if len(ideas) == size), found)
     for smaller, larger in ((a, b) for a, b in pairs if a < b and len(b) == size + 1):
-        (before_S, _), (arm_S, ideas_IS) = found[smaller], found[larger]
+        (before_S, seeds), (after_S, after_seeds) = found[smaller], found[larger]
         (more,) = larger - smaller
-        if before_S.shape == arm_S.shape:
-            seen += float(((arm_S - before_S) ** 2).sum())
-            expected += float((ideas_IS[sorted(larger).index(more)] ** 2).sum())
+        if seeds == after_seeds:
+            seen += float(((after_S - before_S) ** 2).sum())
+            expected += float((own(alone[bank.ideas.index(more), seeds]) ** 2).sum())
     return float(np.sqrt(seen / expected)) if expected else float("nan")
 
 
@@ -157,12 +170,18 @@ def main() -> int:
     except UserError as error:
         print(f"idea_combinations.py: {error}", file=sys.stderr)
         return error.exit_code
-    found = luck(finals(args.table), alone)
-    rows: list[tuple[str, ...]] = [("ideas", "arms", "KEPT", "FRESH", "STEP to the next")]
+    bank = read_bank(args.bank).by_scale()[0]
+    found = luck(finals(args.table), bank)
+    rows: list[tuple[str, ...]] = [
+        ("ideas", "arms", "luck", "foretold", "left / field", "step / alone")
+    ]
     for size in sorted({len(ideas) for ideas in found}):
-        some = [told for ideas, told in found.items() if len(ideas) == size]
-        shares = (*fit(some), step(found, size))
-        rows.append((str(size), str(len(some)), *(f"{x:.2f}" for x in shares)))
+        count = sum(len(ideas) == size for ideas in found)
+        whole, expected, rest = fresh(found, size, bank)
+        sizes = (f"{1e3 * whole:.1f}", f"{1e3 * expected:.1f}")
+        rows.append(
+            (str(size), str(count), *sizes, f"{rest:.2f}", f"{step(found, size, bank):.2f}")
+        )
     print("\n".join(aligned(rows)))
     return 0
 

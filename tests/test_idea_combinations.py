@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of combined arms' luck, on luck that was made."""
+"""What the script says of combined arms, on luck that was made by the field itself."""
 
 import csv
 from pathlib import Path
@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxlm.research.bank import COLUMNS
-from scripts.idea_combinations import finals, fit, luck, step
+from jaxlm.research.bank import COLUMNS, Bank, read_bank
+from jaxlm.research.luck import FRESH, Luck
+from scripts.idea_combinations import finals, fresh, luck, step
 
-SEEDS = range(400)
+IDEAS = ("baseline", "a", "b", "c", "d", "e")
+SEEDS = range(16)
 
 
 def table(path: Path, losses: dict[str, np.ndarray]) -> Path:
@@ -22,26 +24,29 @@ def table(path: Path, losses: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def test_the_fit_finds_the_shares_that_luck_was_made_with(tmp_path: Path) -> None:
+@pytest.fixture
+def bank(tmp_path: Path) -> Bank:
     rng = np.random.default_rng(0)
-    base = 2 + rng.normal(0, 0.1, len(SEEDS))
-    own = {name: rng.normal(0, 0.01 * k, len(SEEDS)) for k, name in enumerate("abcd", start=1)}
-    alone = {"baseline": base, **{i: base + 0.1 + x for i, x in own.items()}}
-    together = {
-        arm: base - 0.3 + 0.5 * sum(own[i] for i in arm.split(" + "))
-        + 0.4 * np.sqrt(sum(np.mean(own[i] ** 2) for i in arm.split(" + "))) * rng.normal(size=len(SEEDS))
-        for arm in ("a + b", "c + d", "a + b + c + d")
-    }  # fmt: skip
-    found = luck(finals(table(tmp_path / "t", together)), finals(table(tmp_path / "a", alone)))
-    assert sorted(map(len, found)) == [2, 2, 4]
-    assert fit(found.values()) == pytest.approx((0.5, 0.4), abs=0.03)
+    common = 2 + rng.normal(0, 0.05, len(SEEDS))
+    own = lambda k: rng.normal(0, 0.01 * (1 + k % 3), len(SEEDS))
+    return read_bank(table(tmp_path / "bank", {i: common + own(k) for k, i in enumerate(IDEAS)}))
 
 
-def test_the_step_is_that_of_the_one_idea_more(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    base = 2 + rng.normal(0, 0.1, len(SEEDS))
-    a, b = rng.normal(0, 0.01, (2, len(SEEDS)))
-    alone = {"baseline": base, "a": base + a, "b": base + b, "c": base - a}
-    together = {"a + c": base + a, "a + b + c": base + a + 0.7 * b}
-    found = luck(finals(table(tmp_path / "t", together)), finals(table(tmp_path / "a", alone)))
-    assert step(found, 2) == pytest.approx(0.7) and np.isnan(step(found, 3))
+def test_arms_with_the_fields_luck_are_told_to_have_it(bank: Bank, tmp_path: Path) -> None:
+    rng, arms = np.random.default_rng(1), ("a + b", "a + d", "b + c", "b + e", "c + d", "d + e")
+    field, means = Luck(bank.losses[0]), bank.losses[0][:, :, -1].mean(axis=1)
+    together = {}
+    for arm in arms:
+        ideas = [bank.ideas.index(idea) - 1 for idea in arm.split(" + ")]
+        drawn = [field.of(ideas, seed, int(rng.integers(1 << 60)))[-1] for seed in SEEDS]
+        together[arm] = bank.losses[0][0, :, -1] + means[ideas].sum() + drawn
+    found = luck(finals(table(tmp_path / "t", together)), bank)
+    whole, expected, left = fresh(found, 2, bank)
+    assert whole > expected > 0 and left == pytest.approx(FRESH, rel=0.25)
+
+
+def test_the_step_is_that_of_the_one_idea_more(bank: Bank, tmp_path: Path) -> None:
+    base, b = bank.losses[0][0, :, -1], bank.losses[0][2, :, -1]
+    together = {"a + c": base + 0.1, "a + b + c": base + 0.7 * (b - base)}
+    found = luck(finals(table(tmp_path / "t", together)), bank)
+    assert step(found, 2, bank) == pytest.approx(0.7) and np.isnan(step(found, 3, bank))

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from jaxlm.research.luck import SPREAD, Luck
+from jaxlm.research.luck import FRESH, SPREAD, Luck
 
 SIZES = np.array([0.01, 0.02, 0.03, 0.02, 0.015])  # of each idea's own luck
 NUM_SEEDS = 16
@@ -49,14 +49,15 @@ def test_together_they_are_a_normal_draw_given_each_ones_own(
     weights = np.linalg.solve(among, [covariance(luck, arm, one) for one in singles])
     left = covariance(luck, arm, arm) - weights @ among @ weights
     draws = np.array([luck.of(ideas, 5, key)[-1] for key in range(4000)])
-    assert draws.mean() == pytest.approx(
-        weights @ luck.alone[:, 5, -1], abs=4 * np.sqrt(left / 4000)
-    )
-    assert draws.var() == pytest.approx(left, rel=0.15)
+    drawn, expected = FRESH**2 * left, weights @ luck.alone[:, 5, -1]
+    assert luck.foretold(ideas)[0] == pytest.approx(weights)
+    assert luck.foretold(ideas)[1] == pytest.approx(left)
+    assert draws.mean() == pytest.approx(expected, abs=4 * np.sqrt(drawn / 4000))
+    assert draws.var() == pytest.approx(drawn, rel=0.15)
 
 
 def test_arms_that_differ_by_one_idea_differ_by_about_its_luck(luck: Luck) -> None:
     draws = [(key % NUM_SEEDS, key) for key in range(2000)]
     few = np.array([luck.of([0, 2, 3], *draw)[-1] for draw in draws])
     more = np.array([luck.of([0, 1, 2, 3], *draw)[-1] for draw in draws])
-    assert (more - few).std() == pytest.approx(SIZES[1], rel=0.35)
+    assert SIZES[1] < (more - few).std() < 1.5 * FRESH * SIZES[1]
