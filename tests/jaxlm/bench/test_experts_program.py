@@ -55,15 +55,17 @@ def run_config(model: Any) -> Any:
 
     tokenizer = TokenizerConfig(vocab_size=4096)
     data = DataConfig(tokenizer=tokenizer, seq_len=T, batch_size=B)
-    optim, train = OptimConfig(peak_lr=1e-3), TrainConfig(num_steps=10)
+    # an update with probes has one more forward pass in a branch
+    optim, train = OptimConfig(peak_lr=1e-3), TrainConfig(num_steps=10, probe_every=None)
     return RunConfig(model=model, data=data, optim=optim, train=train)
 
 
 def test_experts_run_by_our_kernels(program: tuple[str, int, int]) -> None:
     calls = [line for line in program[0].splitlines() if "tpu_custom_call" in line]
     names = [name for line in calls for name in re.findall(r"grouped_matmul\w*", line)[-1:]]
-    # of three matrices: forward, forward again (remat), and both gradients
-    assert names.count("grouped_matmul") == 9
+    # of three matrices: forward, forward again (remat), and both gradients; where experts are not split,
+    # the last one's result is not needed again
+    assert names.count("grouped_matmul") == (9 if program[2] > 1 else 8)
     assert names.count("grouped_matmul_dw") == 3
 
 
