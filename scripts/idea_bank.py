@@ -196,7 +196,13 @@ def check(table: Path, share: float, args: argparse.Namespace) -> int:
     told = read_runs(table)
     if not told:
         raise DataError(f"{table} holds no run to check; train some first, without --check")
-    arms = {(s.name, k): s for k in range(len(SCALES)) for s in settings(k, args.set, args.config)}
+    known = {key[:2] for key in told}
+    arms = {
+        (s.name, scale): s
+        for scale in range(len(SCALES))
+        for s in settings(scale, args.set, args.config)
+        if (s.name, scale) in known
+    }
     old, now = read_json(table.with_suffix(".json")) or {}, facts(arms)
     for phrase in differences(old, now):
         print(f"{table} was made with {phrase}")

@@ -123,6 +123,7 @@ def test_changed_code_goes_on_with_a_table_once_a_check_has_come_out(
     assert run("table.csv", "--check", "1", "--adopt") == 0 and run(*WORDS) == 0
     facts = json.loads(table.with_suffix(".json").read_text())
     assert facts["code"] == "other" and len(facts["earlier"]) == 1
+    assert sorted(facts["ideas"]) == ["b1 0.8, scale 0", "baseline, scale 0", "lion, scale 0"]
 
 
 def test_a_run_that_did_not_complete_has_no_loss_and_stays_done(table: Path) -> None:
