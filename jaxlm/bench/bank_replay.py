@@ -44,7 +44,9 @@ def stops_of(world: World, outcome: Outcome) -> Stops:
     would = world.run([trial for trial, _ in outcome.killed])
     bars = [bar for _, bar in outcome.killed]
     lost = sum(x is not None and x < bar for x, bar in zip(would, bars, strict=True))
-    share, notes = lost / max(1, len(bars)), outcome.notes
+    notes = outcome.notes
+    # the audited are drawn from all that was to be killed, and are of it
+    share = (lost + notes["audited_wrong"]) / max(1, len(bars) + notes["audited"])
     covered = notes["false_kill_low"] <= share <= notes["false_kill_high"]
     saved = notes["saved_share"], notes["saved_share_first"]
     return Stops(*saved, len(bars), lost, float(covered))
