@@ -87,7 +87,7 @@ def splash(
     pairs = Pairs(s, block_q, block_kv)
     if is_backward:
         runs = Runs(pairs.all, (), (pairs.needed,), pairs.columns, pairs.columns)
-        name = "dkv_no_residuals"
+        name = "dkv_segmented_no_residuals" if s.has_ids else "dkv_no_residuals"
     else:  # a row of the grid is as long as the longest that the mask needs
         runs = Runs(pairs.widest, (), (pairs.needed,), pairs.rows, pairs.rows)
         name = f"splash_m{'h' if G == 1 else 'q'}a"
