@@ -31,14 +31,13 @@ from jaxlm.research.bank import COLUMNS, Bank, read_bank
 from jaxlm.research.jobs import with_seed
 from jaxlm.research.luck import Luck
 from jaxlm.research.plan import Setting
-from jaxlm.research.records import BASELINE
+from jaxlm.research.records import BASELINE, JOIN
 from jaxlm.telemetry.display import make_display
 from jaxlm.telemetry.readable import aligned
 from jaxlm.train.run_dir import read_json
 from scripts.idea_bank import CONFIG, Key, as_text, curves, differences, facts, read_runs, settings
 
 SIZES = (2, 4, 8)  # ideas of an arm
-JOIN = " + "
 Finals = dict[tuple[str, int], float]  # (idea, seed) -> last loss
 Lucks = dict[frozenset[str], tuple[np.ndarray, list[int]]]  # arm -> luck by seed, seeds
 

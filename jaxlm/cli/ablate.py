@@ -128,8 +128,11 @@ def run(args: argparse.Namespace) -> int:
             print(_dry_run(args.policy, question, means))
             return 0
         try:
-            search = args.policy and [_search(args, question, base, means)]
-            stages = search or run_campaign(question, means)
+            stages = (
+                [_search(args, question, base, means)]
+                if args.policy
+                else run_campaign(question, means)
+            )
         except UnfinishedError as e:
             unfinished, stages = e, e.stages
     page = write_ablation(stages, args.project)

@@ -53,8 +53,8 @@ def _seen_before(
         if earlier.id not in reviewed or earlier.search:
             continue
         theirs = run_ids(runs_of(earlier, records))
-        seen = {run_id: seed for ids in theirs.values() for seed, run_id in ids.items()}
-        again = [arm for arm, ids in mine.items() if not seen.keys().isdisjoint(ids.values())]
+        seen = {run_id for ids in theirs.values() for run_id in ids.values()}
+        again = [arm for arm, ids in mine.items() if not seen.isdisjoint(ids.values())]
         if not again:
             continue
         what = f"the verdict of {earlier.id[:12]} on the same runs"
@@ -65,6 +65,6 @@ def _seen_before(
             names.append("predicted")
         if names:
             yield f"{', '.join(again)}: {', '.join(names)} fixed after {what}"
-        added = [arm for arm in again if not seen.keys() >= set(mine[arm].values())]
+        added = [arm for arm in again if not seen.issuperset(mine[arm].values())]
         if added and not protocol.is_sequential:
             yield f"{', '.join(added)}: seeds were added after {what}"

@@ -75,15 +75,15 @@ def p_values(
 
 def _pairs(protocol: Protocol, runs: Sequence[RunRecord]) -> Iterator[Pairs]:
     """Differences to the baseline on the same seed, of each arm that completed on some."""
-    done = [run for run in runs if run.metric is not None]
-    base = {run.seed: run for run in done if run.arm == BASELINE}
+    done = [(run, run.metric) for run in runs if run.metric is not None]
+    base = {run.seed: (run.run_id, metric) for run, metric in done if run.arm == BASELINE}
     for arm in protocol.arms[1:]:
-        mine = [run for run in done if run.arm == arm.name and run.seed in base]
-        yield {
-            (run.run_id, base[run.seed].run_id): (run.metric or 0.0)
-            - (base[run.seed].metric or 0.0)
-            for run in mine
-        }
+        found: Pairs = {}
+        for run, metric in done:
+            if run.arm == arm.name and run.seed in base:
+                base_id, before = base[run.seed]
+                found[run.run_id, base_id] = metric - before
+        yield found
 
 
 def _add(groups: list[Pairs], pairs: Pairs) -> None:

@@ -34,7 +34,7 @@ from jaxlm.research.policies.base import (
     drive,
 )
 from jaxlm.research.policies.whole import whole
-from jaxlm.research.records import BASELINE, Protocol, Review, RunRecord, Search
+from jaxlm.research.records import BASELINE, JOIN, Protocol, Review, RunRecord, Search
 from jaxlm.research.runner import Means, begin, completed, keep, status, train_and_judge
 from jaxlm.research.stats.noise import Noise
 from jaxlm.research.stats.shrink import Prior
@@ -122,7 +122,7 @@ def _affordable(budget: Budget, base: Setting, flops_per_s: float | None, needed
 
 
 def arm_name(arm: frozenset[str]) -> str:
-    return " + ".join(sorted(arm)) or BASELINE
+    return JOIN.join(sorted(arm)) or BASELINE
 
 
 def run_search(protocol: Protocol, configs: Configs, means: Means) -> list[RunRecord]:
@@ -279,7 +279,7 @@ def _loss(run: RunRecord, sign: int) -> float | None:
 
 def _verdict(idea: str, outcome: Outcome, runs: Sequence[RunRecord], sign: int) -> dict[str, Any]:
     """In the shape of an arm's verdict (review.py); a policy's own estimate has no interval."""
-    count = sum(idea in run.arm.split(" + ") for run in runs)
+    count = sum(idea in run.arm.split(JOIN) for run in runs)
     kept, effect = idea in outcome.kept, outcome.effects.get(idea)
     decision = "keep" if kept else "discard" if count else "inconclusive"
     reason = "kept" if kept else "not kept" if count else "the budget did not reach for it"
