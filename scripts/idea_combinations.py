@@ -37,6 +37,7 @@ from jaxlm.telemetry.readable import aligned
 from jaxlm.train.run_dir import read_json
 from scripts.idea_bank import CONFIG, Key, as_text, curves, differences, facts, read_runs, settings
 
+HARM = 0.1  # nats: `harmless` arms have no idea that is worse
 SIZES = (2, 4, 8)  # ideas of an arm
 Finals = dict[tuple[str, int], float]  # (idea, seed) -> last loss
 Lucks = dict[frozenset[str], tuple[np.ndarray, list[int]]]  # arm -> luck by seed, seeds
@@ -85,19 +86,24 @@ def train(args: argparse.Namespace, alone: Finals) -> None:
     whole = [s for s in settings(0, (), args.config) if all((s.name, k) in alone for k in seeds)]
     arms = {s.name: s for s in whole if s.name != BASELINE}
     drawn = list(combinations(arms, args.config, args.count, args.draw))
-    now = facts({(s.name, 0): s for s in (whole[0], *drawn)})
-    facts_path, done = args.table.with_suffix(".json"), read_runs(args.table)
-    if done and (wrong := differences(read_json(facts_path) or {}, now)):
-        raise DataError(f"{args.table} was begun with {wrong[0]}; give another file")
-    write_json_atomic(facts_path, now)
-    text = as_text(done.items())
-    args.table.write_text(",".join(COLUMNS) + "\n" + text, encoding="utf-8")
+    done = read_runs(args.table)
     todo: list[tuple[Key, RunConfig]] = [
         ((s.name, 0, seed), with_seed(s.config, seed))
         for s in drawn
         for seed in seeds
         if (s.name, 0, seed) not in done
     ]
+    if not todo:  # the table speaks for itself, whatever the code is today
+        return
+    now, facts_path = (
+        facts({(s.name, 0): s for s in (whole[0], *drawn)}),
+        args.table.with_suffix(".json"),
+    )
+    if done and (wrong := differences(read_json(facts_path) or {}, now)):
+        raise DataError(f"{args.table} was begun with {wrong[0]}; give another file")
+    write_json_atomic(facts_path, now)
+    head = ",".join(COLUMNS) + "\n"
+    args.table.write_text(head + as_text(done.items()), encoding="utf-8")
     with args.table.open("a", encoding="utf-8") as f, make_display() as display:
         for count, (key, curve) in enumerate(curves(todo), start=1):
             f.write(as_text([(key, curve)]))
@@ -121,23 +127,16 @@ def luck(together: Finals, bank: Bank) -> Lucks:
     return found
 
 
-def fresh(found: Lucks, size: int, bank: Bank) -> tuple[float, float, float]:
-    """Of arms of one size, root mean squares: (luck, the part that the field foretells, what is left over
-    what the field has left)."""
+def fresh(found: Lucks, bank: Bank) -> tuple[float, float, float]:
+    """Root mean squares over arms: (luck, the part that the field foretells, what is left over what the
+    field has left)."""
     field, squares = Luck(bank.losses[0]), np.zeros(4)
     for ideas, (luck_S, seeds) in found.items():
-        if len(ideas) == size:
-            weights, left = field.foretold([bank.ideas.index(idea) - 1 for idea in ideas])
-            expected_S = own(weights @ field.alone[:, seeds, -1])
-            rest = ((luck_S - expected_S) ** 2).sum() / (len(seeds) - 1)
-            squares += [
-                luck_S @ luck_S / len(seeds),
-                expected_S @ expected_S / len(seeds),
-                rest,
-                left,
-            ]
-    count = sum(len(ideas) == size for ideas in found)
-    whole, expected, rest, left = squares / count
+        weights, left = field.foretold([bank.ideas.index(idea) - 1 for idea in ideas])
+        expected_S = own(weights @ field.alone[:, seeds, -1])
+        rest = ((luck_S - expected_S) ** 2).sum() / (len(seeds) - 1)
+        squares += [np.mean(luck_S**2), np.mean(expected_S**2), rest, left]
+    whole, expected, rest, left = squares / len(found)
     return float(np.sqrt(whole)), float(np.sqrt(expected)), float(np.sqrt(rest / left))
 
 
@@ -174,13 +173,16 @@ def main() -> int:
     rows: list[tuple[str, ...]] = [
         ("ideas", "arms", "luck", "foretold", "left / field", "step / alone")
     ]
-    for size in sorted({len(ideas) for ideas in found}):
-        count = sum(len(ideas) == size for ideas in found)
-        whole, expected, rest = fresh(found, size, bank)
-        sizes = (f"{1e3 * whole:.1f}", f"{1e3 * expected:.1f}")
-        rows.append(
-            (str(size), str(count), *sizes, f"{rest:.2f}", f"{step(found, size, bank):.2f}")
-        )
+    harmless = lambda ideas: all(bank.effect(idea)[0] < HARM for idea in ideas)
+    groups = {str(n): (n, lambda ideas, n=n: len(ideas) == n) for n in sorted(set(map(len, found)))}
+    groups |= {"all": (None, lambda _: True), "harmless": (None, harmless)}
+    for name, (size, belongs) in groups.items():
+        some = {ideas: told for ideas, told in found.items() if belongs(ideas)}
+        if some:
+            whole, expected, rest = fresh(some, bank)
+            told = (f"{1e3 * whole:.1f}", f"{1e3 * expected:.1f}", f"{rest:.2f}")
+            more = f"{step(found, size, bank):.2f}" if size else ""
+            rows.append((name, str(len(some)), *told, more))
     print("\n".join(aligned(rows)))
     return 0
 

@@ -41,7 +41,7 @@ def test_arms_with_the_fields_luck_are_told_to_have_it(bank: Bank, tmp_path: Pat
         drawn = [field.of(ideas, seed, int(rng.integers(1 << 60)))[-1] for seed in SEEDS]
         together[arm] = bank.losses[0][0, :, -1] + means[ideas].sum() + drawn
     found = luck(finals(table(tmp_path / "t", together)), bank)
-    whole, expected, left = fresh(found, 2, bank)
+    whole, expected, left = fresh(found, bank)
     assert whole > expected > 0 and left == pytest.approx(FRESH, rel=0.25)
 
 
