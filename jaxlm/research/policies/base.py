@@ -61,7 +61,7 @@ class Knowledge:
     early_fraction: float = 0.3  # where a run may first be judged: after warm-up and transient
     scale_costs: tuple[float, ...] = (1.0, 4.0)  # of a full run at each scale
     max_block: int = 32  # runs of one factorial block; its arms carry up to half as many ideas
-    false_discovery: float = 0.15  # aimed at, by policies that control it
+    false_discovery: float = 0.13  # aimed at, by policies that control it
 
 
 Plan = Generator[list[Trial], Losses, Outcome]

@@ -106,7 +106,9 @@ class Evidence:
         if not self.known:
             return frozenset(), {}
         post = self.judge(self.known)
-        keep = keep_set(post, self.knowledge.false_discovery, may)
+        keep = keep_set(
+            post, self.knowledge.false_discovery, may, null_helps=self.prior.good_of_active
+        )
         kept = frozenset(i for i, is_kept in zip(self.known, keep, strict=True) if is_kept)
         return kept, {i: float(m) for i, m in zip(self.known, post.mean, strict=True)}
 

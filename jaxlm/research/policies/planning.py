@@ -103,5 +103,5 @@ def expected_gain(now: Situation, fraction: float, share: float) -> float:
         weight = se2**-2 + se**-2
         post = posterior((x2 / se2**2 + x[chosen] / se**2) / weight, weight**-0.5, now.prior)
         effect = effect[chosen]
-    kept = keep_set(post, now.false_discovery)
+    kept = keep_set(post, now.false_discovery, null_helps=now.prior.good_of_active)
     return float(sure_gain - effect[kept].sum()) / NUM_DRAWN * screened

@@ -46,6 +46,11 @@ class Prior:
         """Mean size of the bad ideas' effects."""
         return self.mean_effect if self.mean_harm is None else self.mean_harm
 
+    @property
+    def good_of_active(self) -> float:
+        """Share of good ideas among those that do something."""
+        return self.p_good / max(self.p_good + self.p_bad, 1e-300)
+
 
 @dataclasses.dataclass(frozen=True)
 class Posterior:
@@ -119,13 +124,16 @@ def _expected(x: Floats, s: Floats, prior: Prior) -> tuple[Floats, Floats, Float
 
 
 def keep_set(
-    post: Posterior, false_discovery: float, may: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
+    post: Posterior, false_discovery: float, may: NDArray[np.bool_] | None = None,
+    *, null_helps: float = 0.0,
+) -> NDArray[np.bool_]:  # fmt: skip
     """The most ideas whose expected share of not-good ones is at most `false_discovery`.
 
-    Only those with a shrunken effect below zero, and which `may` be kept.
+    Only those with a shrunken effect below zero, and which `may` be kept.  null_helps: the chance that
+    an idea taken for one that does nothing helps after all; 0: nothing is exactly nothing.
     """
-    wrong = np.where((post.mean < 0) & (True if may is None else may), 1 - post.p_good, np.inf)
+    p_wrong = 1 - post.p_good - null_helps * post.p_null
+    wrong = np.where((post.mean < 0) & (True if may is None else may), p_wrong, np.inf)
     order = np.argsort(wrong, kind="stable")
     mean_wrong = np.cumsum(wrong[order]) / np.arange(1, wrong.size + 1)
     keep = np.zeros(wrong.size, bool)

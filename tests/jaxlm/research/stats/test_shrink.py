@@ -95,6 +95,19 @@ def test_keep_set_takes_the_most_that_the_rate_allows() -> None:
     ]
 
 
+@pytest.mark.parametrize("prior", [Prior(0.4, 0.4, 0.2, 2.0), Prior(0.1, 0.4, 0.5, 2.0)])
+def test_where_nothing_does_exactly_nothing_the_rate_holds_and_more_is_kept(prior: Prior) -> None:
+    """What passes for nothing is tiny, and as often good as other ideas are."""
+    rng = np.random.default_rng(5)
+    effect = ideas(100_000, 6, prior)
+    tiny = np.where(rng.random(effect.size) < prior.good_of_active, -1e-6, 1e-6)
+    effect = np.where(effect == 0, tiny, effect)
+    post = posterior(effect + rng.normal(0, 2.0, effect.size), 2.0, prior)
+    kept = keep_set(post, 0.2, null_helps=prior.good_of_active)
+    assert np.mean(effect[kept] >= 0) == pytest.approx(0.2, abs=4 * 0.4 / np.sqrt(kept.sum()))
+    assert kept.sum() > 1.1 * keep_set(post, 0.2).sum()
+
+
 def test_bad_priors_are_refused() -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         Prior(0.5, 0.5, 0.5)
