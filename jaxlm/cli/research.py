@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jaxlm.cli import desk, loop
 from jaxlm.cli.common import add_device_arguments, set_up_devices
 from jaxlm.core.errors import RunError
+from jaxlm.core.parent import die_with
 
 if TYPE_CHECKING:
     from jaxlm.research.ledger import Ledger
@@ -50,9 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verb == "loop":
         return loop.run(args)
     if args.verb in ("train", "evaluate"):
-        from jaxlm.research.launch import die_with
-
-        if args.controller is not None:
+        if args.controller is not None:  # a new one will open the same run directories
             die_with(args.controller)
         set_up_devices(args)
         from jaxlm.research import worker

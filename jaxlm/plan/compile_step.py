@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from jaxlm.config import RunConfig
+from jaxlm.core.parent import die_with
 from jaxlm.core.typed import from_dict
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
@@ -92,6 +93,7 @@ def program_of(lowered: Any, is_tpu: bool, folder: Path) -> tuple[str, dict[str,
 
 def main(argv: list[str]) -> int:
     request = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    die_with(request["parent"])
     folder = Path(argv[1])
     config, topology = from_dict(RunConfig, request["config"]), parse_topology(request["topology"])
     # plans are kept in a cache of their own; what comes out of JAX's does not run when it is saved

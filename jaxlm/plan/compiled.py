@@ -1,47 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real step for a topology: from the disk's cache, or compiled in a process of its own.
 
-A folder of the cache is named by everything that the program depends on: the config's fields, the
-topology, the compiler's versions and flags, and the source of all that is traced.
+A folder of the cache is named by everything that the program depends on (identity.py), and is whole
+while the sums in it are those of its files; what is not is compiled again.
 """
 
 import contextlib
 import dataclasses
-import functools
+import fcntl
 import gzip
-import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxlm.config import RunConfig
-from jaxlm.core.canonical import content_id, to_jsonable
+from jaxlm.core.canonical import content_id, file_sha256, to_jsonable, write_json_atomic
 from jaxlm.core.errors import ConfigError
+from jaxlm.plan.identity import ROOT, program_config, surroundings
 from jaxlm.plan.topology import Topology
-from jaxlm.train.compiler import from_environment
 
-ROOT = Path(__file__).parents[2]
-TRACED = (
-    "core",
-    "model",
-    "nn",
-    "optim",
-    "sharding",
-    "train",
-    "loss.py",
-    "evaluate.py",
-    "config.py",
-)
+PROGRAM, FACTS, FAILED, SUMS = "program.hlo.gz", "facts.json", "failed.json", "sums.json"
+PART = ".part-"  # how the folder of a compiling process starts
 INSTALL = {
     True: (
         "libtpu",
@@ -75,27 +65,57 @@ def compile_step(config: RunConfig, topology: Topology, progress: Progress) -> C
     Raises DoesNotFitError, and ConfigError without a compiler or when it was killed.
     """
     folder = cache_folder(config, topology)
-    if not any((folder / name).exists() for name in ("facts.json", "failed.json")):
-        with _compiling(config, topology, progress) as part:
-            if not folder.exists():  # another process may have been faster
-                part.replace(folder)
-    if (folder / "failed.json").exists():
-        raise _does_not_fit(folder)
-    with gzip.open(folder / "program.hlo.gz", "rt", encoding="utf-8") as f:
-        text = f.read()
-    return Compiled(text, json.loads((folder / "facts.json").read_text(encoding="utf-8")))
+    if _is_whole(folder):
+        return _read(folder)
+    with _compiling(config, topology, progress) as part:
+        write_json_atomic(part / SUMS, _sums(part))
+        return _read(_keep(part, folder))
 
 
 def save_step(config: RunConfig, topology: Topology, progress: Progress, path: Path) -> None:
     """Writes the executable to `path`; it is compiled in full.  Raises as `compile_step`."""
     with _compiling(config, topology, progress, path) as part:
-        if (part / "failed.json").exists():
+        if (part / FAILED).exists():
             raise _does_not_fit(part)
 
 
+def _read(folder: Path) -> Compiled:
+    """What is kept there; raises DoesNotFitError where that is the answer."""
+    if (folder / FAILED).exists():
+        raise _does_not_fit(folder)
+    with gzip.open(folder / PROGRAM, "rt", encoding="utf-8") as f:
+        text = f.read()
+    return Compiled(text, json.loads((folder / FACTS).read_text(encoding="utf-8")))
+
+
 def _does_not_fit(folder: Path) -> DoesNotFitError:
-    failed = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+    failed = json.loads((folder / FAILED).read_text(encoding="utf-8"))
     return DoesNotFitError(failed["needed"], failed["message"])
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """sha256 by name, of the files that are an answer."""
+    found = [folder / name for name in (PROGRAM, FACTS, FAILED)]
+    return {path.name: file_sha256(path) for path in found if path.exists()}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an answer is there, undamaged."""
+    try:
+        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        return bool(sums) and sums == _sums(folder)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _keep(part: Path, folder: Path) -> Path:
+    """Moves an answer to its place, away with what is damaged there; returns where it is now."""
+    if not _is_whole(folder):  # else another process was faster
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return part.replace(folder)
+    except OSError:  # it cannot be kept, and is no worse for that
+        return part
 
 
 def cache_folder(config: RunConfig, topology: Topology) -> Path:
@@ -106,47 +126,9 @@ def cache_folder(config: RunConfig, topology: Topology) -> Path:
 
 def fingerprint(config: RunConfig, topology: Topology) -> str:
     """sha256 of everything that the step's program depends on."""
-    parts = {
-        "config": program_config(config), "topology": topology.name, "versions": versions(),
-        "source": source(), "options": from_environment(),
-    }  # fmt: skip
-    return content_id(parts)
-
-
-def program_config(config: RunConfig) -> dict[str, Any]:
-    """The fields that shape the program: learning rates, lengths and seeds are its inputs."""
-    values = to_jsonable(config)
-    optim, train, data = values["optim"], values["train"], values["data"]
-    return {
-        "model": values["model"],
-        "mesh": values["mesh"],
-        "optim": {k: optim[k] for k in ("name", "schedule", "muon_steps")}
-        | {"groups": [g["pattern"] for g in optim["groups"]]},
-        "train": {k: train[k] for k in ("num_micro_batches", "offload_optimizer", "probe_every")},
-        "data": {k: data[k] for k in ("seq_len", "batch_size")},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of all that turns the step into a program."""
-    found = {"flags": os.environ.get("LIBTPU_INIT_ARGS", "")}
-    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@functools.cache
-def source() -> str:
-    """A digest of the code that is traced."""
-    files = [ROOT / "jaxlm" / name for name in TRACED] + [ROOT / "pallas_kernels"]
-    found = [f for path in files for f in ([path] if path.is_file() else path.rglob("*"))]
-    digest = hashlib.sha256()
-    for path in sorted(p for p in found if p.suffix in (".py", ".json")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    told = surroundings(lambda name: os.environ.get(name.upper(), ""))
+    parts = {"config": program_config(config), "topology": topology.name}
+    return content_id(parts | told)
 
 
 @contextlib.contextmanager
@@ -157,19 +139,52 @@ def _compiling(
     package, install = INSTALL[topology.chip.is_tpu]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(install)
-    base = cache_folder(config, topology).parent
-    base.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=base, prefix=".part-"))
-    try:
-        saved = str(save.resolve()) if save else None
-        request = {"config": to_jsonable(config), "topology": topology.name, "save": saved}
+    with _ending_as_by_ctrl_c(), _part(cache_folder(config, topology).parent) as part:
+        request = {
+            "config": to_jsonable(config), "topology": topology.name,
+            "save": str(save.resolve()) if save else None, "parent": os.getpid(),
+        }  # fmt: skip
         (part / "request.json").write_text(json.dumps(request), encoding="utf-8")
         error = _run_child(part, topology.name, progress)
         if error is not None:
             _keep_failure(part, error)
         yield part
+
+
+@contextlib.contextmanager
+def _ending_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, so that nothing stays running or lying about."""
+    is_ours = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _part(base: Path) -> Iterator[Path]:
+    """A new folder in `base`, gone at the end; and those that killed processes left go, too.
+
+    All who have one share a lock.  Who could have it alone knows that nobody needs what is there.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    with base.with_name(f"{base.name}.lock").open("a") as lock:
+        with contextlib.suppress(OSError):  # others compile, or the disk knows no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in base.glob(f"{PART}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        part = Path(tempfile.mkdtemp(dir=base, prefix=PART))
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _run_child(part: Path, name: str, progress: Progress) -> str | None:
@@ -218,4 +233,4 @@ def _keep_failure(part: Path, error: str) -> None:
         raise ConfigError(f"the step does not compile: {error[:400]}")
     sizes = [float(n) * 1024 ** {"K": 1, "M": 2, "G": 3, "T": 4}[u] for n, u in OOM.findall(error)]
     failed = {"needed": max(sizes, default=None), "message": error[:2000]}
-    (part / "failed.json").write_text(json.dumps(failed), encoding="utf-8")
+    (part / FAILED).write_text(json.dumps(failed), encoding="utf-8")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compiled step as a file that trains later, on the machine it was compiled for.
 
-The file: one line of JSON that says what the step was compiled from, then the executable.  It is
-refused when any of that differs; learning rates, lengths and seeds are inputs and may differ.
-Loading unpickles: only load files that you made.
+The file: one line of JSON that says what the step was compiled from, and the sha256 of what follows;
+then the executable.  It is refused when any of that differs; learning rates, lengths and seeds are
+inputs and may differ.  Loading unpickles: the sum finds damage, but only load files that you made.
 """
 
 import dataclasses
+import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ from jax.experimental import serialize_executable
 from jaxlm.config import RunConfig
 from jaxlm.core.canonical import write_atomic
 from jaxlm.core.errors import RunError
-from jaxlm.plan.compiled import program_config, source, versions
+from jaxlm.plan.identity import program_config, surroundings
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.train.setup import Trainer, abstract_batch, on_mesh
 
-FORMAT = "jaxlm step 1"
+FORMAT = "jaxlm step 2"
+PAYLOAD = "sha256"  # in the header, of all that follows it
 MOST_NAMED = 4  # differences in one message
 
 
@@ -36,16 +39,15 @@ def origin(config: RunConfig, devices: list[Any]) -> dict[str, Any]:
             "count": len(devices),
             "places": [list(getattr(d, "coords", ())) for d in devices],
         },
-        "versions": versions(),
-        "source": source(),
+        **surroundings(lambda name: jax.config.values.get(name, "")),
     }
 
 
 def pack(config: RunConfig, devices: list[Any], compiled: Any) -> bytes:
     """The bytes of the file."""
     payload, _, _ = serialize_executable.serialize(compiled)
-    header = json.dumps(origin(config, devices), sort_keys=True)
-    return header.encode() + b"\n" + payload
+    header = origin(config, devices) | {PAYLOAD: hashlib.sha256(payload).hexdigest()}
+    return json.dumps(header, sort_keys=True).encode() + b"\n" + payload
 
 
 def save(config: RunConfig, devices: list[Any], compiled: Any, path: Path) -> None:
@@ -55,8 +57,8 @@ def save(config: RunConfig, devices: list[Any], compiled: Any, path: Path) -> No
 def open_step(config: RunConfig, path: Path) -> Callable[[Trainer], Trainer]:
     """What puts the executable of `path` in the place of a trainer's step; nothing is loaded yet.
 
-    Raises RunError when the file is none, or was made for another program, machine or version;
-    the message names what differs.
+    Raises RunError when the file is none, is damaged, or was made for another program, machine or
+    version; the message names what differs.
     """
     header, payload = _split(path)
     here = json.loads(json.dumps(origin(config, make_mesh(config.mesh).devices.flatten().tolist())))
@@ -69,9 +71,16 @@ def open_step(config: RunConfig, path: Path) -> Callable[[Trainer], Trainer]:
         )
 
     def load(trainer: Trainer) -> Trainer:
-        step = serialize_executable.deserialize_and_load(
-            payload, *_trees(config, trainer), execution_devices=list(trainer.mesh.devices.flat)
-        )
+        devices = list(trainer.mesh.devices.flat)
+        try:
+            step = serialize_executable.deserialize_and_load(
+                payload, *_trees(config, trainer), execution_devices=devices
+            )
+        except (RuntimeError, ValueError, pickle.UnpicklingError) as e:  # such as a lesser CPU
+            raise RunError(
+                f"--executable {path} cannot be loaded here ({str(e).partition(chr(10))[0][:200]}); "
+                "make it anew with jaxlm plan --save, or train without it"
+            ) from e
         return dataclasses.replace(trainer, step=step)
 
     return load
@@ -90,12 +99,17 @@ def _split(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         line, _, payload = path.read_bytes().partition(b"\n")
         header = json.loads(line)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise RunError(
             f"--executable {path} cannot be read ({type(e).__name__}); make it with jaxlm plan --save"
         ) from e
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"--executable {path} is no executable of this version; make it anew")
+    if header.pop(PAYLOAD, None) != hashlib.sha256(payload).hexdigest():
+        raise RunError(
+            f"--executable {path} is damaged: its {len(payload):,} bytes of program have another "
+            "sha256 than its first line says; copy it again, or make it anew with jaxlm plan --save"
+        )
     return header, payload
 
 

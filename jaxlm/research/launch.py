@@ -9,14 +9,12 @@ cluster's machines share the project's folder and this installation.
 import collections
 import concurrent.futures
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import importlib.util
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +34,6 @@ Verb = Literal["train", "evaluate"]
 MAX_STARTS = 4  # of one job
 LOCK = "lock"  # of a folder of jobs
 GRACE_S = 30.0  # for a worker that is asked to end
-PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 CLUSTERS = ("local", "ray", "slurm")
 EXTRAS = {"ray": "ray", "slurm": "submitit"}  # what else must be installed
 
@@ -222,11 +219,3 @@ def _end_at(stop: threading.Event, worker: "subprocess.Popen[str]") -> None:
 def _environment() -> dict[str, str]:
     """Without keys: a worker needs none, and what it trains or writes could tell one."""
     return {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC_")}
-
-
-def die_with(controller: int) -> None:
-    """Called by a worker, so that none goes on in a run directory that a new one will open."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != controller:  # it died before we asked for the signal
-        sys.exit(f"process {controller}, which started this worker, has gone")

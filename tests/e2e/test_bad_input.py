@@ -238,6 +238,12 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "profile, dry": (
         None, set_("TrainConfig.profile_steps = (3, 5)") + " --dry-run", "must be within TrainConfig.num_steps=4, got (3, 5)",
     ),
+    "train: a damaged executable": (
+        write("x.bin", b'{"format": "jaxlm step 2"}\nx'), "train base.gin --run new --executable x.bin", "x.bin is damaged",
+    ),
+    "train: a damaged executable, dry": (
+        write("x.bin", b'{"format": "jaxlm step 2"}\nx'), "train base.gin --dry-run --executable x.bin", "x.bin is damaged",
+    ),
     "plan: nothing to save": (None, PLAN + " --analytic --save x.bin", "--save does not go with --analytic"),
     "plan: search compiles": (None, PLAN + " --analytic --search 2", "--analytic does not go with --search"),
     "plan: compare has no page": (

@@ -3,13 +3,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxlm.config import RunConfig
@@ -19,6 +21,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.plan.compile_step import lowered_step
 from jaxlm.plan.executable import open_step, save
+from jaxlm.plan.identity import SETTINGS, xla_flags
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.setup import abstract_batch, build_trainer, on_mesh
@@ -125,7 +128,86 @@ def test_it_refuses_other_versions(saved: Path, monkeypatch: pytest.MonkeyPatch)
         open_step(CONFIG, saved)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"\x80\x04", b'{"format": "other"}\nx'])
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("JAXLM_COMPILER_OPTIONS", "xla_cpu_enable_fast_math=true", r"options\.xla_cpu_enable_fast_math"),
+        ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true", r"XLA_FLAGS\.xla_cpu_enable_fast_math"),
+    ],
+)  # fmt: skip
+def test_it_refuses_another_compiler_by_what_it_is_told(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv(variable, f"{os.environ.get(variable, '')} {value}")
+    with pytest.raises(RunError, match=f"{named} there None, here true"):
+        open_step(CONFIG, saved)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (jax.default_matmul_precision("bfloat16"), "jax_default_matmul_precision there None, here bfl"),
+        (jax.enable_x64(True), "jax_enable_x64 there False, here True"),
+        (jax.numpy_dtype_promotion("strict"), "jax_numpy_dtype_promotion there standard, here strict"),
+        (jax.threefry_partitionable(False), "jax_threefry_partitionable there True, here False"),
+    ],
+)  # fmt: skip
+def test_it_refuses_other_numbers_by_jaxs_setting(
+    saved: Path, other: contextlib.AbstractContextManager[None], named: str
+) -> None:
+    with other, pytest.raises(RunError, match=named):
+        open_step(CONFIG, saved)
+
+
+def test_flags_that_change_no_program_are_passed_over(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = "--xla_force_host_platform_device_count=2 --xla_dump_to=/tmp/x"
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {flags}")
+    open_step(CONFIG, saved)
+
+
+def test_flags_in_a_file_are_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flags").write_text("--xla_a --xla_b=3\n")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    assert xla_flags() == {"xla_a": "true", "xla_b": "3"}
+
+
+def test_every_setting_is_one_that_jax_has() -> None:
+    assert set(SETTINGS) <= set(jax.config.values)
+
+
+def flip(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda x: x[: len(x) // 2], lambda x: x.partition(b"\n")[0], lambda x: x + b"x", flip],
+)
+def test_damage_is_found_before_anything_is_loaded(
+    saved: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / "step").write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(RunError, match=r"is damaged.*another sha256.*make it anew"):
+        open_step(CONFIG, tmp_path / "step")
+
+
+def test_what_cannot_be_loaded_here_is_one_line(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum holds, but the runtime refuses it, as it does code for a CPU with more."""
+    monkeypatch.setattr(serialize_executable, "serialize", lambda _: (b"garbage", None, None))
+    save(CONFIG, jax.devices(), None, tmp_path / "step")
+    load = open_step(CONFIG, tmp_path / "step")
+    with pytest.raises(RunError, match="cannot be loaded here"):
+        load(build_trainer(CONFIG, BYTES))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}\n", b"[" * 9999, b"\x80\x04", b'{"format": "other"}\nx']
+)
 def test_a_file_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "step").write_bytes(content)
     with pytest.raises(RunError, match="--executable"):

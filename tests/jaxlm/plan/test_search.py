@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     found = Compiler()
     monkeypatch.setattr(compiled, "_run_child", found)
     return found
+
+
+def kept() -> Path:
+    """The one answer in the cache."""
+    (folder,) = Path(os.environ["XDG_CACHE_HOME"], "jaxlm", "plans").iterdir()
+    return folder
 
 
 def silent(label: str, frac: float | None, detail: str) -> None:
@@ -135,3 +142,59 @@ def test_any_other_failure_is_told_and_not_kept(compiler: Compiler) -> None:
         with pytest.raises(ConfigError, match="does not compile.*Mosaic"):
             make_plan("x", CONFIG, TOPOLOGY, silent)
     assert compiler.count == 2
+
+
+@pytest.mark.parametrize("name", ["facts.json", "program.hlo.gz", "sums.json"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"garbage", "half", "flipped", "gone"])
+def test_a_damaged_answer_is_compiled_again(compiler: Compiler, name: str, content: Any) -> None:
+    before = make_plan("x", CONFIG, TOPOLOGY, silent)
+    path = kept() / name
+    data = path.read_bytes()
+    path.unlink()
+    if content != "gone":
+        flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+        path.write_bytes({"half": data[: len(data) // 2], "flipped": flipped}.get(content, content))
+    for _ in range(2):
+        assert make_plan("x", CONFIG, TOPOLOGY, silent) == before
+    assert compiler.count == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"needed": 1'])
+def test_a_damaged_refusal_is_asked_for_again(compiler: Compiler, content: bytes) -> None:
+    compiler.error = "RESOURCE_EXHAUSTED: Used 40.00G of 31.25G hbm."
+    make_plan("x", CONFIG, TOPOLOGY, silent)
+    (kept() / "failed.json").write_bytes(content)
+    for _ in range(2):
+        assert make_plan("x", CONFIG, TOPOLOGY, silent).memory.total == 40 * 2**30
+    assert compiler.count == 2
+
+
+def test_an_emptied_folder_is_filled_again(compiler: Compiler) -> None:
+    make_plan("x", CONFIG, TOPOLOGY, silent)
+    for path in kept().iterdir():
+        path.unlink()
+    for _ in range(2):
+        make_plan("x", CONFIG, TOPOLOGY, silent)
+    assert compiler.count == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "is_new"),
+    [
+        ("JAX_DEFAULT_MATMUL_PRECISION", "highest", True),
+        ("JAX_ENABLE_X64", "1", True),
+        ("JAXLM_COMPILER_OPTIONS", "xla_a=1", True),
+        ("LIBTPU_INIT_ARGS", "--xla_a=1", True),
+        ("XLA_FLAGS", "--xla_a=1", True),
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=3 --xla_dump_to=/tmp/x", False),
+        ("JAX_LOGGING_LEVEL", "DEBUG", False),
+    ],
+)
+def test_what_changes_a_program_makes_another_answer(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, is_new: bool
+) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    make_plan("x", CONFIG, TOPOLOGY, silent)
+    monkeypatch.setenv(variable, value)
+    make_plan("x", CONFIG, TOPOLOGY, silent)
+    assert compiler.count == 1 + is_new
