@@ -206,9 +206,9 @@ def _run_diagnose(args: argparse.Namespace) -> int:
     folder = args.runs or default_folder()
     with make_display() as display:
         lines, figures = bench_diagnose(folder, args.seeds, display.progress, not args.only_score)
-    print("\n".join(lines))
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines))
     return 0
 
 
@@ -232,11 +232,11 @@ def _run_policies(args: argparse.Namespace) -> int:
             rows = bench_bank(names, read_bank(Path(args.bank)), budgets, count, display.progress)
         else:
             rows = bench_simulated(names, worlds, budgets, count, display.progress)
+    if args.html:
+        Path(args.html).write_text(curves(rows), encoding="utf-8")
     print("\n".join(table(rows)))
     if args.bank:
         _replay_bank(Path(args.bank), max(budgets), count)
-    if args.html:
-        Path(args.html).write_text(curves(rows), encoding="utf-8")
     return 0
 
 
@@ -299,11 +299,11 @@ def _run_kernels(args: argparse.Namespace) -> int:
         return _search_blocks(args, todo)
     with make_display() as display:
         rows = bench_kernels(todo, display.progress)
-    print("\n".join(table(rows)))
     if args.json:
         Path(args.json).write_text(
             as_json(rows, shlex.join(["jaxlm", *sys.argv[1:]])) + "\n", encoding="utf-8"
         )
+    print("\n".join(table(rows)))
     return 0
 
 

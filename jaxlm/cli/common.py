@@ -17,6 +17,7 @@ from typing import Any
 
 from jaxlm.core.errors import ConfigError
 
+OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NODELIST")  # what JAX joins by
 JOIN_TIMEOUT_S = 120  # machines of one job start minutes apart
 
 
@@ -38,15 +39,18 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_outputs(*paths: str | Path | None) -> None:
     """Raises ConfigError for a file that cannot lie there: before the work, not after it."""
-    for path in paths:
-        if path is None:
-            continue
-        folder = Path(path).parent
+    given = [Path(path) for path in paths if path is not None]
+    for i, path in enumerate(given):
+        if path == Path("-"):
+            raise ConfigError("a file named - cannot be written: only plan --json prints; name it")
+        if path.resolve() in [other.resolve() for other in given[:i]]:
+            raise ConfigError(f"{path} cannot be written twice: give each option a file of its own")
+        folder = path.parent
         if not folder.is_dir():
             raise ConfigError(
                 f"{path} cannot be written: there is no folder {folder}; make it first"
             )
-        if Path(path).is_dir():
+        if path.is_dir():
             raise ConfigError(f"{path} cannot be written: it is a folder; name a file")
 
 
@@ -134,12 +138,27 @@ def _find_devices(jax: Any) -> None:
 
 def _is_cluster_job() -> bool:
     """Whether the environment names peers: SLURM, Open MPI, Cloud TPU or GKE, one slice or many."""
-    counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(int(os.environ.get(name, "1")) > 1 for name in counts):
-        return True
     names = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
     has_peers = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return has_peers or any(name in os.environ for name in names)
+    if has_peers or any(name in os.environ for name in names) or _told("OMPI_COMM_WORLD_SIZE") > 1:
+        return True
+    tasks = _told("SLURM_NTASKS")
+    if tasks > 1 and any(name not in os.environ for name in OF_SRUN):
+        raise ConfigError(
+            f"SLURM_NTASKS={tasks}, but this process is none of those tasks: start it with srun, or "
+            "unset SLURM_NTASKS to run alone"
+        )
+    return tasks > 1
+
+
+def _told(name: str) -> int:
+    """A number of processes in the environment; 1 where it is not there or empty."""
+    text = os.environ.get(name) or "1"
+    if not text.isdecimal():
+        raise ConfigError(
+            f"{name} must be a number of processes, got {text!r}; unset it to run alone"
+        )
+    return int(text)
 
 
 def _await_coordinator(address: str) -> None:

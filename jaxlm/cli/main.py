@@ -2,6 +2,7 @@
 """`jaxlm`: one small file per command, imported only when it is asked for."""
 
 import argparse
+import contextlib
 import errno
 import importlib
 import io
@@ -27,7 +28,10 @@ COMMANDS = {  # name -> what `jaxlm --help` says; the code is jaxlm/cli/<name>.p
     "bench": "measure speed, kernels, policies, verdicts, diagnosis and defences",
 }
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 
 EPILOG = """\
 begin with:   jaxlm train configs/tiny_stdlib.gin
@@ -56,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = _parse(argv)
         code = args.execute(args)
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):  # all is done, whoever reads the last of it
+            sys.stdout.flush()
         return code
     except UserError as e:
         return _fail(argv, e, str(e), e.exit_code)
@@ -121,16 +126,18 @@ def _make_output_safe() -> None:
 
 def _drop_unwritable_output() -> None:
     """What a broken output still holds goes nowhere, or the interpreter would complain at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(argv: list[str], error: BaseException | None, line: str, code: int) -> int:
     if "--debug" in argv and error is not None:
         raise error
-    print(f"jaxlm: error: {' '.join(line.splitlines())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it: the code still tells
+        print(f"jaxlm: error: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 """`jaxlm plan CONFIG --topology v6e:16x16`: memory, work and predicted time before anyone rents it."""
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 from jaxlm.cli.common import add_config_arguments, check_outputs
 from jaxlm.core.errors import ConfigError
+
+SCREEN = Path("-")  # as the name of a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +71,7 @@ def _check(args: argparse.Namespace) -> None:
         given = [name for name in others if getattr(args, name)]
         if getattr(args, mode) and given:
             raise ConfigError(f"--{given[0]} does not go with --{mode}; leave one of them out")
-    check_outputs(args.json, args.html, args.save)
+    check_outputs(None if args.json == SCREEN else args.json, args.html, args.save)
 
 
 def _plan(args: argparse.Namespace, name: str, config: Any, topology: Any) -> int:
@@ -80,10 +83,11 @@ def _plan(args: argparse.Namespace, name: str, config: Any, topology: Any) -> in
     from jaxlm.telemetry.page import write_page
 
     plan = make_plan(name, config, topology, None)
-    is_quiet = args.json == Path("-")
+    is_quiet = args.json == SCREEN
     if not args.analytic:
         if not is_quiet:
-            print(screen(plan, changes(plan), args.price), end="\n\n", flush=True)
+            with contextlib.suppress(OSError):  # the end will tell, when the files are written
+                _say(screen(plan, changes(plan), args.price) + "\n")
         with make_display(stream=sys.stderr) as display:
             plan = make_plan(name, config, topology, display.progress, args.save)
     if args.json:
@@ -91,7 +95,7 @@ def _plan(args: argparse.Namespace, name: str, config: Any, topology: Any) -> in
     if args.html:
         write_page(args.html, plan_page(plan, changes(plan), args.price))
     if not is_quiet:
-        print(screen(plan, changes(plan), args.price))
+        _say(screen(plan, changes(plan), args.price))
     return 0 if plan.fits else 1
 
 
@@ -107,8 +111,8 @@ def _compare(args: argparse.Namespace, topology: Any) -> int:
         plans = [make_plan(name, config, topology, progress) for name, config in configs]
     if args.json:
         _write_json(args.json, [as_json(plan, args.price) for plan in plans])
-    if args.json != Path("-"):
-        print("\n".join(table(*plans)))
+    if args.json != SCREEN:
+        _say("\n".join(table(*plans)))
     return 0 if all(plan.fits for plan in plans) else 1
 
 
@@ -122,15 +126,21 @@ def _search(args: argparse.Namespace, name: str, config: Any, topology: Any) -> 
     if args.json:
         rows = [{"what": one.what} | as_json(plan, args.price) for one, plan in found]
         _write_json(args.json, rows)
-    if args.json != Path("-"):
-        print(f"{name} on {topology.name}: {len(found)} ways, all predicted; * on the Pareto front")
-        print("\n".join(table(found)))
+    if args.json != SCREEN:
+        _say(f"{name} on {topology.name}: {len(found)} ways, all predicted; * on the Pareto front")
+        _say("\n".join(table(found)))
     return 0 if found[0][1].fits else 1
 
 
+def _say(text: str) -> None:
+    """Prints, for whoever still reads: files and the exit code are owed all the same."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
 def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1) + "\n"
-    if path == Path("-"):
-        print(text, end="")
+    text = json.dumps(value, indent=1)
+    if path == SCREEN:
+        _say(text)
     else:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8")

@@ -59,8 +59,14 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes so that a crash or a full disk leaves the old file or the new one, never half of one."""
+    """Writes so that a crash or a full disk leaves the old file or the new one, never half of one.
+
+    A device or a pipe is written into: a rename would put a file in its place.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(tmp, "wb") as f:

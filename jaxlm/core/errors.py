@@ -62,6 +62,10 @@ def way_out(error: OSError) -> str:
             return "choose a folder on a disk that can be written"
         case errno.EEXIST | errno.ENOTDIR:
             return "a file stands where a folder should be: choose another folder"
+        case errno.ENOENT:
+            return "make its folder first, or choose another one"
+        case errno.ENAMETOOLONG:
+            return "choose a shorter name"
         case errno.EISDIR:
             return "a folder stands where the file should be: move it away"
     return "see to the disk"

@@ -4,9 +4,9 @@
 Standard library only.
 """
 
-import os
 from pathlib import Path
 
+from jaxlm.core.canonical import write_atomic
 from jaxlm.telemetry.readable import markup
 
 
@@ -24,9 +24,4 @@ def page(title: str, body: str) -> str:
 
 def write_page(path: Path, html: str) -> None:
     """Replaces the file whole, so that a browser never loads half a page."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tmp.write_text(html, encoding="utf-8")
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    write_atomic(path, html.encode())
