@@ -29,8 +29,8 @@ def by_layers(
     """
     mesh_axes = [(n,) if isinstance(n, str) else n or () for n in spec(axes)]
     splits = [(dim, mesh_axes[dim]) for dim in dims if num_parts(*mesh_axes[dim]) > 1]
-    if axes[0] != "layers" or not splits:
-        return work(x_L)
+    if axes[0] != "layers" or all(num_parts(*names) == 1 for names in mesh_axes):
+        return work(x_L)  # where only experts or layers are split: each device does what it has
 
     def local(x_L: jax.Array) -> jax.Array:
         L, parts = len(x_L), num_parts(*(name for _, names in splits for name in names))

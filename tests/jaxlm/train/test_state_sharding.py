@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.optim.muon import scale_by_muon
 from jaxlm.sharding.by_layers import by_layers
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
+from jaxlm.sharding.rules import spec
 from jaxlm.train.checkpoint import Checkpointer, Identity, restore
 from jaxlm.train.setup import on_mesh
 from tests.jaxlm.train.conftest import changed
@@ -58,6 +60,32 @@ def test_every_layer_is_whole_once_and_nothing_is_gathered(sizes, layers) -> Non
         np.testing.assert_allclose(program(x_placed), work(x_LIO), rtol=1e-4, atol=1e-4)
     text = program.as_text()
     assert "all-to-all" in text
+    assert "all-gather" not in text and "all-reduce" not in text
+
+
+def muon(axes, spread):
+    """(update,) -> (orthogonalised update, state), from a new state."""
+    transform = scale_by_muon(0.0, 5, axes, spread)
+    return lambda x: transform.update(x, transform.init(x))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"expert": 8}, {"expert": 4, "data": 2}, {"expert": 2, "fsdp": 4}]
+)
+def test_experts_are_worked_on_where_they_are(sizes) -> None:
+    """Also where nothing but the experts is split: their matrices are whole, and stay."""
+    x_LEIO = np.random.default_rng(0).normal(size=(8, 8, 16, 24)).astype(np.float32)
+    axes = ("layers", "expert", "embed", "ffn")
+    alone, _ = muon(axes, lambda work, x, *_: work(x))(x_LEIO)
+    mesh = make_mesh(MeshConfig(**({"data": 1} | sizes)))
+    with on_mesh(mesh):
+        split = jax.NamedSharding(mesh, spec(axes))
+        x_placed = jax.device_put(x_LEIO, split)
+        program = (
+            jax.jit(muon(axes, by_layers), out_shardings=(split, None)).lower(x_placed).compile()
+        )
+        np.testing.assert_allclose(program(x_placed)[0], alone, rtol=1e-3, atol=1e-4)
+    text = program.as_text()
     assert "all-gather" not in text and "all-reduce" not in text
 
 
