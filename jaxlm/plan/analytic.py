@@ -190,7 +190,7 @@ def _work(config: RunConfig, mesh: dict[str, int], topology: Topology) -> Work:
     again = recomputed_flops_per_token(c, T, is_sent=split.experts > 1)
     executed = model_flops + per_device * again
     item = 2 if c.compute_dtype == "bfloat16" else 4
-    values = 8 * c.embed_dim + 6 * c.ffn_dim + 2 * _expert_values(c)
+    values = 8 * c.embed_dim + 6 * c.ffn_dim + 2 * _expert_values(c, split.experts)
     layers, ends = _local_params(c, split)
     gathered = micro * item * (layers * split.weights / split.experts + ends * split.weights)
     hbm = item * per_device * c.num_layers * values + 8 * F32 * (layers + ends) + 3 * gathered

@@ -12,6 +12,11 @@ How the TPU compiler writes them:
 
 Wire bytes are what one device sends when the algorithm is a ring: of n devices, an all-gather sends
 n - 1 shards, a reduce-scatter the same, an all-reduce both.
+
+How many rows a ragged all-to-all sends only its inputs say.  Its buffers say the most: on one side
+all rows of a device, on the other the worst case, room for those of all devices (nn/exchange.py).
+Experts are taken as evenly loaded, so every device sends as many rows as the smaller side holds,
+of which 1 of n stays.
 """
 
 import dataclasses
@@ -114,12 +119,22 @@ def _collective(
 ) -> Collective:
     given = [a for operand in op.operands for a in computation.arrays(operand)]
     operand_bytes = sum(a.num_bytes for a in given)
+    if kind == "ragged-all-to-all":
+        operand_bytes = ragged_bytes(computation, op)
     groups = replica_groups(op.attributes)
     group = groups[0] if groups else ()
     if kind == "collective-permute":
         group = _permuted(op.attributes)
     sent = wire_bytes(kind, operand_bytes, max(len(group), 1))
     return Collective(name, kind, sent, group, is_async)
+
+
+def ragged_bytes(computation: Computation, op: Op) -> float:
+    """Of the rows that one device has for a ragged all-to-all, under even load.
+
+    Its operands are (rows, buffer for what comes, and where and how many: small).
+    """
+    return min(sum(a.num_bytes for a in computation.arrays(operand)) for operand in op.operands[:2])
 
 
 def _permuted(attributes: str) -> tuple[int, ...]:

@@ -6,6 +6,9 @@ The compiler knows neither: a kernel is a custom call to it.
 Time is FLOPs over the rate that the compiler's own schedule of the kernel, compiled alone, comes to
 (`jaxlm bench kernels`; docs/kernels.md has the figures behind the table).
 
+Rows of experts lie in a buffer for the worst case, and the kernel leaves out those that did not come
+(docs/moe.md).  How many do is data: here, as many as to every other device.
+
 Legend: B batch  N query heads  T queries  H head width  R rows  D, F widths  V vocabulary
 """
 
@@ -48,14 +51,19 @@ def kernel_name(op: Op) -> str | None:
 
 
 def kernel_call(
-    computation: Computation, op: Op, model: ModelConfig, chip: str
+    computation: Computation, op: Op, model: ModelConfig, chip: str, sharing: int = 1
 ) -> KernelCall | None:
-    """What a custom call does if it is a Pallas kernel; None if it is not one."""
+    """What a custom call does if it is a Pallas kernel; None if it is not one.
+
+    sharing: devices that share the experts, so the part of a buffer's rows that come, inverted
+    """
     kernel = kernel_name(op)
     if kernel is None:
         return None
     given = [a for name in op.operands for a in computation.arrays(name)]
     flops, width = _flops(kernel, given, op, model)
+    if flops is not None and kernel.startswith("grouped_matmul"):
+        flops /= sharing
     rate = RATES.get(kernel, {}).get(chip)
     if rate is not None and kernel.startswith("attention"):
         rate *= min(1.0, width / HEAD_WIDTH)

@@ -93,8 +93,9 @@ class Reading:
 
 def read(text: str, model: ModelConfig, mesh: dict[str, int], network: Network) -> Reading:
     """Reads the text of a program that was compiled for `mesh`, named sizes, on `network`."""
-    chip = network.topology.chip.name
-    return read_with(lambda within, op: kernel_call(within, op, model, chip), text, mesh, network)
+    chip, sharing = network.topology.chip.name, mesh.get("expert", 1)
+    call_of = lambda within, op: kernel_call(within, op, model, chip, sharing)
+    return read_with(call_of, text, mesh, network)
 
 
 def read_with(call_of: CallOf, text: str, mesh: dict[str, int], network: Network) -> Reading:

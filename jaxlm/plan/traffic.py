@@ -7,7 +7,7 @@ writes that slice.  Each buffer counts once per operation: what is read again fr
 operation, tile by tile, is not seen, so this is a lower estimate for large matrix products.
 """
 
-from jaxlm.plan.collectives import KINDS, carries_on
+from jaxlm.plan.collectives import KINDS, carries_on, ragged_bytes
 from jaxlm.plan.hlo import HBM, HOST, Array, Computation, Module, Op
 
 FREE = {  # their bytes, if any, are those of the operations that use them
@@ -54,6 +54,8 @@ class Traffic:
             return 2 * hbm_bytes(op.arrays)
         if op.kind == "dynamic-update-slice":
             return 2 * operands[1]
+        if op.kind == "ragged-all-to-all":  # rows that go, rows that come
+            return 2 * ragged_bytes(computation, op)
         if op.kind in COPIES:
             num_bytes, spaces = self._copied(computation, op)
             return num_bytes * spaces.count(HBM)

@@ -80,6 +80,21 @@ def test_an_all_reduce_of_known_size() -> None:
     assert found.wire_bytes == 2 * 2**20 * 7 / 8
 
 
+@pytest.mark.parametrize("is_back", [False, True])
+def test_a_ragged_all_to_all_sends_rows_and_not_its_buffers(is_back: bool) -> None:
+    """1,024 rows of 1 kB to 4 devices, a quarter stays; the other side has room for 4,096."""
+    few, many = "bf16[1024,512]{1,0}", "bf16[4096,512]{1,0}"
+    rows, buffer = (many, few) if is_back else (few, many)
+    lines = [f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate((rows, buffer))]
+    lines += [f"  %i{i} = s32[4]{{0}} parameter({i + 2})" for i in range(4)]
+    call = (
+        f"{buffer} ragged-all-to-all(%p0, %p1, %i0, %i1, %i2, %i3), replica_groups={{{{0,1,2,3}}}}"
+    )
+    text = "\n".join(["ENTRY %main () -> f32[] {", *lines, f"  ROOT %r = {call}", "}"])
+    ((found, _),) = collectives(text)
+    assert found.wire_bytes == 1024 * 1024 * 3 / 4
+
+
 @pytest.mark.parametrize(
     ("kind", "operand", "n", "sent"),
     [

@@ -61,6 +61,15 @@ def test_parameters_are_split_and_replicated_as_the_mesh_says() -> None:
     assert one.memory.parameters == pytest.approx(4 * four.memory.parameters, rel=0.01)
 
 
+def test_shared_experts_move_the_whole_buffer_of_rows_through_memory() -> None:
+    """Elementwise work does not know which rows came (docs/moe.md); products and links do."""
+    one, eight = (
+        plan_of("mixtral_8x7b", "v5p:4x4x8", f"MeshConfig.expert={n}").estimate.work for n in (1, 8)
+    )
+    assert eight.hbm_bytes > 2 * one.hbm_bytes
+    assert eight.model_flops == one.model_flops
+
+
 def test_the_first_answer_takes_milliseconds() -> None:
     config, topology = load([str(CONFIGS / "dense_1b_fsdp.gin")], []), parse_topology("v6e:16x16")
     start = time.process_time()

@@ -81,7 +81,9 @@ def test_gathers_and_sums_that_run_beside_the_products() -> None:
     assert 1.5 * sent / 540e9 < reading.exposed_s < 0.5 * reading.network_s  # hides most of 75 %
 
 
-def kernel(name: str, results: str, operands: list[str], path: str = "") -> KernelCall:
+def kernel(
+    name: str, results: str, operands: list[str], path: str = "", sharing: int = 1
+) -> KernelCall:
     lines = [f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(operands)]
     names = ", ".join(f"%p{i}" for i in range(len(operands)))
     call = (
@@ -91,7 +93,8 @@ def kernel(name: str, results: str, operands: list[str], path: str = "") -> Kern
         ["ENTRY %main () -> f32[] {", *lines, f"  ROOT %{name} = {results} {call}", "}"]
     )
     module = parse(text)
-    found = kernel_call(module.computations["main"], module.computations["main"].root, MODEL, "v6e")
+    main = module.computations["main"]
+    found = kernel_call(main, main.root, MODEL, "v6e", sharing)
     assert found is not None
     return found
 
@@ -151,6 +154,40 @@ def test_cross_entropy_by_its_parts(kept: int, products: float) -> None:
     )
     call = kernel("linear_cross_entropy.7", results, ["s32[3]{0}", table, rows])
     assert call.flops == products * 2 * 128 * 64 * 512
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "results"),
+    [
+        ("grouped_matmul.3", ["{rows}", "bf16[{E},512,256]{{2,1,0}}"], "bf16[{R},256]{{1,0}}"),
+        (
+            "grouped_matmul_dw.1",
+            ["{rows}", "bf16[{R},256]{{1,0}}"],
+            "f32[{E},512,256]{{2,1,0}}",
+        ),
+    ],
+)
+def test_experts_on_more_devices_are_the_same_products(
+    name: str, operands: list[str], results: str
+) -> None:
+    """2,048 rows of a device; where 4 share the experts, its buffer has room for 8,192."""
+    found = []
+    for R, E, sharing in ((2048, 8, 1), (8192, 2, 4)):
+        shape = lambda text, R=R, E=E: text.format(rows=f"bf16[{R},512]{{1,0}}", R=R, E=E)
+        given = ["s32[4]{0}", *map(shape, operands)]
+        found.append(kernel(name, shape(results), given, sharing=sharing).flops)
+    assert found == [2 * 2048 * 512 * 256] * 2
+
+
+def test_a_program_is_read_with_the_devices_that_share_experts() -> None:
+    text = """ENTRY %main (x: bf16[8192,512], w: bf16[2,512,256]) -> bf16[8192,256] {
+  %x = bf16[8192,512]{1,0} parameter(0)
+  %w = bf16[2,512,256]{2,1,0} parameter(1)
+  ROOT %grouped_matmul.1 = bf16[8192,256]{1,0} custom-call(%x, %w), custom_call_target="tpu_custom_call"
+}"""
+    network = Network(parse_topology("v6e:2x2"), COORDS)
+    found = read(text, MODEL, {"data": 1, "fsdp": 1, "expert": 4, "model": 1}, network)
+    assert found.flops == 2 * 2048 * 512 * 256
 
 
 def test_every_chip_has_rates() -> None:
