@@ -130,7 +130,7 @@ def _to_fit(plan: Plan) -> list[Change]:
     for what, _, other in _estimated(_pairs(plan.config, plan.topology), plan.topology):
         total = other.memory.total + beyond
         slower = other.work.slowest_s / now.work.slowest_s - 1
-        if total <= plan.capacity:
+        if total <= plan.capacity and total < plan.memory.total:
             effect = f"predicted {total / 2**30:,.1f} GiB, fits; step {slower:+.0%}"
             key = (what.count(" = "), slower)
             found.append((key, Change(what, effect, plan.memory.total - total)))

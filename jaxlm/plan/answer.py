@@ -43,15 +43,36 @@ class Plan:
         return self.facts is not None
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the compiler did not make it fit."""
+        return self.too_much is not None
+
+    @property
+    def answer(self) -> str:
+        """Who answered: "compiled", "refused" (by the compiler, for memory) or "analytic"."""
+        return "refused" if self.is_refused else "compiled" if self.is_compiled else "analytic"
+
+    @property
+    def excess(self) -> float | None:
+        """Bytes of a device that it needs too much; None if it fits or nobody says how many.
+
+        Of a program that the compiler refused, by the compiler's count.
+        """
+        found = self.memory.total - self.capacity
+        return None if self.fits or found <= 0 else found
+
+    @property
     def source(self) -> str:
         """Where the numbers come from."""
+        if self.is_refused:
+            return "the compiler refused it; its work by arithmetic"
         if self.facts is None:
             return "analytic, by arithmetic"
         return "the compiler's schedule" if self.topology.chip.is_tpu else "compiled"
 
     @property
     def fits(self) -> bool:
-        return self.too_much is None and self.memory.total <= self.capacity
+        return not self.is_refused and self.memory.total <= self.capacity
 
     @property
     def tokens_per_device(self) -> float:
@@ -134,7 +155,7 @@ def make_plan(
             save_step(config, topology, progress, save)
     except DoesNotFitError as error:
         return dataclasses.replace(
-            plan, too_much=str(error), memory=_scaled(first.memory, error.needed)
+            plan, too_much=str(error), memory=refused_memory(first.memory, error.needed)
         )
     mesh, network = compiled.facts["mesh"], _network(topology, compiled)
     reading, sent = None, read_collectives(compiled.text, mesh, network)
@@ -174,11 +195,21 @@ def compiled_memory(compiled: Compiled) -> Memory:
     return Memory(parameters, state, gradients, activations, rest)
 
 
-def _scaled(memory: Memory, needed: float | None) -> Memory:
-    """The analytic memory, its temporaries raised to what the compiler said it needs."""
-    if needed is None or needed <= memory.total:
+def refused_memory(memory: Memory, needed: float | None) -> Memory:
+    """The analytic memory by owner, made to add up to what the compiler counted, where it said so.
+
+    Parameters and optimizer state are exact; of the rest, activations come last.  `needed` is all
+    that the program needs, arguments too, though libtpu's message may speak of temporaries.
+    """
+    if needed is None:
         return memory
-    return dataclasses.replace(memory, temporaries=memory.temporaries + needed - memory.total)
+    rest = needed - memory.parameters - memory.optimizer_state
+    gradients = min(memory.gradients, rest)
+    activations = min(memory.activations, rest - gradients)
+    temporaries = rest - gradients - activations
+    return dataclasses.replace(
+        memory, gradients=gradients, activations=activations, temporaries=temporaries
+    )
 
 
 def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
@@ -194,7 +225,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
             "topology": plan.topology.name,
             "devices": plan.topology.num_devices,
             "mesh": plan.estimate.mesh,
-            "answer": "compiled" if plan.is_compiled else "analytic",
+            "answer": plan.answer,
             "parameters": sum(num_params(plan.config.model).values()),
             "fits": plan.fits,
             "hbm_bytes": dataclasses.asdict(plan.memory),

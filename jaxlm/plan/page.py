@@ -8,6 +8,7 @@ from jaxlm.plan.advice import Change, binds
 from jaxlm.plan.answer import FORMULA, Plan
 from jaxlm.plan.chips import GIB
 from jaxlm.plan.program import Reading
+from jaxlm.plan.text import refusal
 from jaxlm.telemetry.page import page
 from jaxlm.telemetry.readable import duration, markup, number, percent
 
@@ -48,7 +49,10 @@ def plan_page(plan: Plan, changes: Sequence[Change], price: float | None) -> str
 def _verdict(plan: Plan) -> str:
     total, capacity = plan.memory.total / GIB, plan.capacity / GIB
     word = ("fits", "completed") if plan.fits else ("does not fit", "crashed")
-    return f'<span class="pill {word[1]}">{word[0]}</span> {total:,.2f} of {capacity:,.2f} GiB'
+    said = refusal(plan)
+    refused = "" if said is None else f". The compiler refused it: {markup(said)}"
+    pill = f'<span class="pill {word[1]}">{word[0]}</span>'
+    return f"{pill} {total:,.2f} of {capacity:,.2f} GiB{refused}"
 
 
 def _times(plan: Plan) -> list[tuple[str, float]]:

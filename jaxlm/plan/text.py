@@ -12,6 +12,7 @@ from jaxlm.plan.program import CollectiveSum, Reading
 
 WIDTH = 80
 BAR = 24
+SAID = 240  # letters of the compiler's message, at most
 ROUGH = 1.5  # the most by which arithmetic exceeds the compiler on shipped configs (docs/plan.md)
 LEAST_SHARE = 1e-4  # of the bytes sent; smaller collectives are not listed
 
@@ -59,15 +60,26 @@ def _memory(plan: Plan) -> Iterator[str]:
     for name, size in rows.items():
         bar = "#" * round(BAR * min(1.0, max(size, 0) / plan.capacity))
         yield f"  {name:<18}{_gib(size):>12}  {size / plan.capacity:6.1%}  {bar}"
+    if (said := refusal(plan)) is not None:
+        yield f"the compiler: {said}"
 
 
 def _verdict(plan: Plan) -> str:
     if plan.fits:
         return "FITS"
-    excess = f"{_gib(plan.memory.total - plan.capacity)} too much"
+    excess = "" if plan.excess is None else f", {_gib(plan.excess)} too much"
+    if plan.is_refused:
+        return f"DOES NOT FIT{excess} by the compiler's count" if excess else "DOES NOT FIT"
     if plan.is_compiled or plan.memory.total > ROUGH * plan.capacity:
-        return f"DOES NOT FIT, {excess}"
-    return f"MAY NOT FIT, {excess} by arithmetic, which is rough: the compiler decides"
+        return f"DOES NOT FIT{excess}"
+    return f"MAY NOT FIT{excess} by arithmetic, which is rough: the compiler decides"
+
+
+def refusal(plan: Plan) -> str | None:
+    """What the compiler said when it refused the program, in one line; None if it did not."""
+    if plan.too_much is None:
+        return None
+    return plan.too_much.rpartition("RESOURCE_EXHAUSTED: ")[2].partition("\n")[0][:SAID]
 
 
 def _work(plan: Plan) -> Iterator[str]:

@@ -12,12 +12,16 @@ import pytest
 from jaxlm.cli.gin_edge import load
 from jaxlm.core.errors import ConfigError
 from jaxlm.plan import compiled
-from jaxlm.plan.answer import make_plan
+from jaxlm.plan.advice import changes
+from jaxlm.plan.answer import as_json, make_plan
+from jaxlm.plan.page import plan_page
 from jaxlm.plan.search import search, table
+from jaxlm.plan.text import screen
 from jaxlm.plan.topology import parse_topology
 
 HERE = Path(__file__).parent
-CONFIG = load([str(HERE.parents[2] / "configs" / "dense_110m.gin")], [])
+DENSE = HERE.parents[2] / "configs" / "dense_110m.gin"
+CONFIG = load([str(DENSE)], [])
 TOPOLOGY = parse_topology("v6e:2x2")
 SIZES = {
     "argument": 400, "output": 390, "alias": 380, "temp": 5000, "generated_code": 90,
@@ -198,3 +202,28 @@ def test_what_changes_a_program_makes_another_answer(
     monkeypatch.setenv(variable, value)
     make_plan("x", CONFIG, TOPOLOGY, silent)
     assert compiler.count == 1 + is_new
+
+
+def test_a_refusal_is_told_with_the_compilers_figures(compiler: Compiler) -> None:
+    """Also where arithmetic counts more: what "HLO temporaries" names is all that is needed."""
+    said = "the total memory required for HLO temporaries ({}G) exceeds available HBM (31.25G)."
+    for needed, rows in ((31.88, 3200), (400.0, 32)):
+        compiler.error = f"jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: {said.format(needed)}"
+        config = load([str(DENSE)], [f"DataConfig.batch_size={rows}"])
+        plan = make_plan("x", config, TOPOLOGY, silent)
+        assert plan.memory.total == pytest.approx(needed * 2**30)
+        words = " ".join(screen(plan, [], None).split())
+        assert f"DOES NOT FIT, {needed - 31.25:,.2f} GiB too much by the compiler's count" in words
+        assert said.format(needed) in words
+        assert "arithmetic, which is rough" not in words
+        assert as_json(plan, None)["answer"] == "refused"
+        assert said.format(needed) in plan_page(plan, [], None)
+
+
+def test_a_refusal_without_figures_is_still_one(compiler: Compiler) -> None:
+    compiler.error = "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: no figures"
+    plan = make_plan("x", CONFIG, TOPOLOGY, silent)
+    text = screen(plan, changes(plan), None)
+    assert "DOES NOT FIT\n" in text
+    assert "the compiler: no figures" in text
+    assert as_json(plan, None)["hbm_total_bytes"] == plan.estimate.memory.total
