@@ -42,7 +42,9 @@ MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 def devices_of(topology: Topology) -> list[jax.Device]:
     """Devices to compile for, as the compiler knows them."""
     if topology.chip.is_tpu:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        # a host has four chips, unless it is told that there is one
+        hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.num_chips == 1 else {}
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **hosts)
         return list(found.devices)
     from jaxlm.plan.gpu_spec import spec_of
 

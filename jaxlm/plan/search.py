@@ -107,6 +107,7 @@ def search(
 
     Raises ConfigError when none may fit.
     """
+    config.mesh.check_slices(1)
     found = candidates(config, topology)
     if not found:
         raise ConfigError(

@@ -87,6 +87,14 @@ class MeshConfig:
             )
         return sizes
 
+    def check_slices(self, found: int) -> None:
+        """Raises ConfigError when the devices belong to another number of slices."""
+        if self.slice != found:
+            raise ConfigError(
+                f"MeshConfig.slice={self.slice}, but the devices belong to {found} "
+                f"{'slice' if found == 1 else 'slices'}; set it to {found}"
+            )
+
     def schedule(self, stages: int) -> Schedule:
         """As many micro-batches as stages, unless the config says more."""
         return Schedule(stages, self.pipeline_micro_batches or stages, self.pipeline_repeats)

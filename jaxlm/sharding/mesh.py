@@ -5,7 +5,6 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from jaxlm.core.errors import ConfigError
 from jaxlm.sharding.config import AXES, MeshConfig
 
 
@@ -19,16 +18,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         grid = mesh_utils.create_device_mesh(
             tuple(sizes.values()), devices, allow_split_physical_axes=True
         )
-    elif found == config.slice:
+    else:
+        config.check_slices(found)
         within = [1 if axis == "slice" else size for axis, size in sizes.items()]
         across = [size if axis == "slice" else 1 for axis, size in sizes.items()]
         grid = mesh_utils.create_hybrid_device_mesh(
             within, across, devices, allow_split_physical_axes=True
-        )
-    else:
-        raise ConfigError(
-            f"MeshConfig.slice={config.slice}, but the devices belong to {found} slices; "
-            f"set it to {found}"
         )
     # Linen's logical partitioning needs Auto axes; the default may become Explicit ones
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

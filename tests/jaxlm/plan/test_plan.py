@@ -16,7 +16,7 @@ from jaxlm.plan.advice import changes, neighbours
 from jaxlm.plan.analytic import estimate
 from jaxlm.plan.answer import make_plan
 from jaxlm.plan.page import plan_page
-from jaxlm.plan.search import candidates, is_pareto
+from jaxlm.plan.search import candidates, is_pareto, search
 from jaxlm.plan.text import WIDTH, screen
 from jaxlm.plan.topology import parse_topology
 
@@ -123,6 +123,15 @@ def test_a_mesh_that_does_not_fit_is_named_with_what_it_does_not_divide(
     with pytest.raises(ConfigError) as error:
         plan_of("dense_1b_fsdp", topology, *overrides)
     assert re.search(named, str(error.value))
+
+
+def test_slices_that_are_not_there_are_refused_by_arithmetic_too() -> None:
+    told = "MeshConfig.slice=2, but the devices belong to 1 slice; set it to 1"
+    with pytest.raises(ConfigError, match=told):
+        plan_of("debug", "v6e:2x2", "MeshConfig.slice=2")
+    config = load([str(CONFIGS / "debug.gin")], ["MeshConfig.slice=2"])
+    with pytest.raises(ConfigError, match=told):
+        search("debug", config, parse_topology("v6e:2x2"), 1, lambda *_: None)
 
 
 def test_without_the_compiler_the_install_line_is_told(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of slices: devices, rings, and what a mistake is told."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxlm.core.errors import ConfigError
@@ -58,3 +60,16 @@ def test_a_collective_takes_its_bytes_and_its_hops() -> None:
     network = Network(topology, ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)))
     gather = Collective("g", "all-gather", 18e5, (0, 1, 2, 3), False)
     assert network.seconds(gather) == pytest.approx(18e5 / 180e9 + 2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v6e:2x4", "v5p:2x2x1"])
+def test_the_smallest_slices_can_be_compiled_for(name: str) -> None:
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
+    from jaxlm.plan.compile_step import devices_of
+
+    topology = parse_topology(name)
+    found = devices_of(topology)
+    assert len(found) == topology.num_devices
+    on_first = jax.sharding.SingleDeviceSharding(found[0])
+    jax.jit(jnp.sin).lower(jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=on_first)).compile()
