@@ -2,8 +2,9 @@
 """What binds a step, and which changes of the config would help most; all predicted."""
 
 import dataclasses
+import itertools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxlm.config import RunConfig
@@ -74,24 +75,41 @@ def changes(plan: Plan) -> list[Change]:
 
 def neighbours(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
     """Configs that compute the same update in another way: remat, micro-batches, mesh."""
+    for other in _neighbours(config, topology):
+        yield ", ".join(_settings(config, other, topology)), other
+
+
+def _neighbours(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
     model, train, mesh = config.model, config.train, config.mesh
     for remat in typing.get_args(RematPolicy):
         if remat != model.remat:
-            new = dataclasses.replace(model, remat=remat)
-            yield f"ModelConfig.remat = {remat!r}", dataclasses.replace(config, model=new)
-    for factor in (2.0, 4.0, 8.0, 0.5):
-        count = int(factor * train.num_micro_batches)
-        if count and config.data.batch_size % count == 0:
+            yield dataclasses.replace(config, model=dataclasses.replace(model, remat=remat))
+    count = train.num_micro_batches // 2 or 2
+    while config.data.batch_size % count == 0:
+        if count != train.num_micro_batches:
             more = dataclasses.replace(train, num_micro_batches=count)
-            what = f"TrainConfig.num_micro_batches = {count}"
-            yield what, dataclasses.replace(config, train=more)
+            yield dataclasses.replace(config, train=more)
+        count *= 2
     sizes = mesh.shape(topology.num_devices)
     moves = [move for move in MOVES if model.num_experts or "expert" not in move]
     for give, take in moves:
         if sizes[give] % 2 == 0:
             new_sizes: dict[str, Any] = sizes | {give: sizes[give] // 2, take: sizes[take] * 2}
-            what = ", ".join(f"MeshConfig.{axis} = {new_sizes[axis]}" for axis in (give, take))
-            yield what, dataclasses.replace(config, mesh=dataclasses.replace(mesh, **new_sizes))
+            yield dataclasses.replace(config, mesh=dataclasses.replace(mesh, **new_sizes))
+
+
+def _settings(config: RunConfig, other: RunConfig, topology: Topology) -> list[str]:
+    """What to set for the other, as --set would say it."""
+    sizes = config.mesh.shape(topology.num_devices)
+    new_sizes = other.mesh.shape(topology.num_devices)
+    settings: dict[str, Any] = {
+        f"MeshConfig.{axis}": size for axis, size in new_sizes.items() if size != sizes[axis]
+    }
+    if other.model.remat != config.model.remat:
+        settings["ModelConfig.remat"] = repr(other.model.remat)
+    if (count := other.train.num_micro_batches) != config.train.num_micro_batches:
+        settings["TrainConfig.num_micro_batches"] = count
+    return [f"{name} = {value}" for name, value in settings.items()]
 
 
 def _estimated(
@@ -111,13 +129,15 @@ def _tried(plan: Plan) -> list[tuple[str, Estimate]]:
 
 
 def _pairs(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
-    """Single changes first, then two at a time."""
-    singles = list(neighbours(config, topology))
-    yield from singles
-    for first, changed in singles:
-        for second, both in neighbours(changed, topology):
-            if first.split(" = ")[0] < second.split(" = ")[0]:
-                yield f"{first}, {second}", both
+    """Single changes first, then two at a time; each way once."""
+    singles = list(_neighbours(config, topology))
+    doubles = (both for changed in singles for both in _neighbours(changed, topology))
+    seen = {""}  # two changes may lead back
+    for other in itertools.chain(singles, doubles):
+        what = ", ".join(_settings(config, other, topology))
+        if what not in seen:
+            seen.add(what)
+            yield what, other
 
 
 def _to_fit(plan: Plan) -> list[Change]:
@@ -132,11 +152,29 @@ def _to_fit(plan: Plan) -> list[Change]:
         slower = other.work.slowest_s / now.work.slowest_s - 1
         if total <= plan.capacity and total < plan.memory.total:
             effect = f"predicted {total / 2**30:,.1f} GiB, fits; step {slower:+.0%}"
-            key = (what.count(" = "), slower)
+            key = (round(slower, 2), what.count(" = "), total)
             found.append((key, Change(what, effect, plan.memory.total - total)))
     found.sort(key=lambda one: one[0])
     larger = _larger_slice(plan, beyond)
-    return [change for _, change in found[: NUM_CHANGES - len(larger)]] + larger
+    least = _without_more(change for _, change in found)
+    return [*itertools.islice(least, NUM_CHANGES - len(larger)), *larger] or [
+        Change(
+            "nothing found that may fit: no two changes of remat, micro-batches and mesh, and no "
+            f"larger slice of {plan.topology.chip.name}",
+            "take a smaller model, DataConfig.seq_len or DataConfig.batch_size, or another chip",
+            0.0,
+        )
+    ]
+
+
+def _without_more(found: Iterable[Change]) -> Iterator[Change]:
+    """Those that do not set what an earlier, cheaper one sets, and more."""
+    before: list[set[str]] = []
+    for change in found:
+        settings = set(change.what.split(", "))
+        if not any(fewer <= settings for fewer in before):
+            before.append(settings)
+            yield change
 
 
 def _larger_slice(plan: Plan, beyond: float) -> list[Change]:

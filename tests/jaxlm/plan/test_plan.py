@@ -92,6 +92,21 @@ def test_what_does_not_fit_is_told_by_how_much_and_what_would() -> None:
     assert "fits; step" in found[0].effect
 
 
+def test_many_micro_batches_are_among_what_would_fit() -> None:
+    """One chip for a 1B: 256 rows, one at a time."""
+    found = changes(plan_of("dense_1b_fsdp", "v6e:1x1"))
+    assert "TrainConfig.num_micro_batches = 256" in [change.what for change in found]
+    for change in found:
+        names = [setting.partition(" = ")[0] for setting in change.what.split(", ")]
+        assert len(names) == len(set(names)), "one field, two values"
+
+
+def test_what_nothing_would_fit_is_told() -> None:
+    (found,) = changes(plan_of("llama31_405b", "v6e:16x16"))
+    assert found.what.startswith("nothing found that may fit")
+    assert "smaller model" in found.effect
+
+
 def test_the_expert_axis_is_advised_to_models_with_experts_alone() -> None:
     named = lambda name: [
         what
