@@ -220,7 +220,7 @@ def _from_program(plan: Plan) -> Iterator[Change]:
         reading.exposed_s / best,
     )
     extra = plan.executed_flops - plan.model_flops
-    seconds = extra / max(reading.compute_s * plan.topology.chip.peak_flops, 1) * reading.schedule_s
+    seconds = extra / max(reading.flops, 1) * reading.schedule_s
     if plan.config.model.remat != "none":
         yield Change(
             "recompute less (ModelConfig.remat) where memory allows",

@@ -31,6 +31,7 @@ RATES = {
     "grouped_matmul": {"v5e": 0.85, "v5p": 0.85, "v6e": 0.80, "tpu7x": 0.80},
     "grouped_matmul_dw": {"v5e": 0.85, "v5p": 0.85, "v6e": 0.75, "tpu7x": 0.75},
 }
+EXACT_PASSES = 6  # of our kernels' f32 products, which are of highest precision (products.py)
 HEAD_WIDTH = 128  # of the attention shapes; narrower heads leave the matrix unit as much idle
 
 
@@ -67,7 +68,15 @@ def kernel_call(
     rate = RATES.get(kernel, {}).get(chip)
     if rate is not None and kernel.startswith("attention"):
         rate *= min(1.0, width / HEAD_WIDTH)
+    if rate is not None and _is_exact(given):
+        rate /= EXACT_PASSES
     return KernelCall(kernel, flops, rate)
+
+
+def _is_exact(given: list[Array]) -> bool:
+    """Whether a kernel multiplies in f32: of its matrices none is narrower."""
+    matrices = [a for a in given if len(a.sizes) >= 2 and a.sizes[-2] > 1]
+    return not any(a.dtype in ("bf16", "f16") for a in matrices)
 
 
 def _flops(kernel: str, given: list[Array], op: Op, model: ModelConfig) -> tuple[float | None, int]:

@@ -2,23 +2,24 @@
 """FLOPs of products, against a count by hand or by walking through every window."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jaxlm.plan.hlo import parse
-from jaxlm.plan.products import _pairs, product_flops
+from jaxlm.plan.products import _pairs, product_flops, product_work
 
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-def flops(line: str, *operands: str) -> float:
+def flops(line: str, *operands: str, of: Callable[..., float] = product_flops) -> float:
     """Of one operation whose operands have these shapes."""
     names = [f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(operands)]
     text = "\n".join(["ENTRY %main () -> f32[] {", *names, f"  ROOT {line}", "}"])
     module = parse(text)
     computation = module.computations["main"]
-    return product_flops(module, computation, computation.root)
+    return of(module, computation, computation.root)
 
 
 def test_a_dot_takes_two_per_multiply_add() -> None:
@@ -29,6 +30,28 @@ def test_a_dot_takes_two_per_multiply_add() -> None:
 def test_a_plain_product_as_a_convolution() -> None:
     line = "%c = bf16[64,32]{1,0} convolution(%p0, %p1), dim_labels=bf_io->bf"
     assert flops(line, "bf16[64,128]{1,0}", "bf16[128,32]{1,0}") == 2 * 64 * 32 * 128
+
+
+@pytest.mark.parametrize(
+    ("precision", "left", "right", "passes"),
+    [
+        (None, "f32", "f32", 1),
+        ("high,high", "f32", "f32", 3),
+        ("highest,highest", "f32", "f32", 6),
+        ("high,high", "f32", "bf16", 2),
+        ("highest,highest", "f32", "bf16", 3),
+        ("highest,highest", "bf16", "bf16", 1),
+    ],
+)
+def test_exact_products_take_several_passes(
+    precision: str | None, left: str, right: str, passes: int
+) -> None:
+    """libtpu's estimated cycles of such a product: 1, 2.9, 6.2, 2.1, 3.0 and 1 times the first."""
+    asked = f", operand_precision={{{precision}}}" if precision else ""
+    line = f"%c = f32[64,32]{{1,0}} convolution(%p0, %p1), dim_labels=bf_io->bf{asked}"
+    operands = f"{left}[64,128]{{1,0}}", f"{right}[128,32]{{1,0}}"
+    assert flops(line, *operands) == 2 * 64 * 32 * 128
+    assert flops(line, *operands, of=product_work) == passes * 2 * 64 * 32 * 128
 
 
 def test_a_batched_product_as_a_convolution_counts_no_padding() -> None:

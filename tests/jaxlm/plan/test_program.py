@@ -2,6 +2,7 @@
 """A whole small program, read: four layers of two products, sharded over four chips."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,40 @@ def test_its_work(reading: Reading) -> None:
     assert reading.product_flops_once == 7 * PRODUCT
     assert reading.compute_s == pytest.approx(28 * PRODUCT / 918e12)
     assert reading.unknown_loops == ()
+
+
+def exact(precision: str) -> str:
+    """The program's products with operands of f32, in this precision."""
+    lines = TEXT.splitlines()
+    products = [i for i, line in enumerate(lines) if " convolution(" in line]
+    for i in products:
+        lines[i] = lines[i].replace("dim_labels", f"operand_precision={{{precision}}}, dim_labels")
+    return re.sub(r"\bbf16\[", "f32[", "\n".join(lines))
+
+
+def test_exact_products_take_their_passes_time_and_no_more_flops() -> None:
+    network, mesh = Network(parse_topology("v6e:2x2"), COORDS), {"data": 1, "fsdp": 4, "model": 1}
+    once, often = (
+        read(exact(how), MODEL, mesh, network) for how in ("default,default", "highest,highest")
+    )
+    assert often.flops == once.flops == 28 * PRODUCT
+    assert often.compute_s == pytest.approx(6 * once.compute_s)
+    assert often.schedule_s == pytest.approx(6 * once.schedule_s)
+    assert often.best_s - once.best_s > 3 * once.schedule_s
+
+
+def test_the_best_estimate_is_never_faster_than_perfect_overlap() -> None:
+    """Two operations and a copy beside them: the memory's own time is that of all three."""
+    text = """ENTRY %main (x: f32[8192,8192]) -> f32[8192,8192] {
+  %x = f32[8192,8192]{1,0} parameter(0)
+  %begin = (f32[8192,8192]{1,0:S(1)}, f32[8192,8192]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %y = f32[8192,8192]{1,0} add(%x, %x)
+  %end = f32[8192,8192]{1,0:S(1)} copy-done(%begin)
+  ROOT %z = f32[8192,8192]{1,0} add(%y, %y)
+}"""
+    network = Network(parse_topology("v6e:2x2"), COORDS)
+    found = read(text, MODEL, {"data": 1, "fsdp": 4, "model": 1}, network)
+    assert found.fastest_s <= found.best_s <= found.slowest_s
 
 
 def test_loops_that_are_counted_once_are_told(reading: Reading) -> None:
@@ -133,6 +168,15 @@ def test_another_projects_kernels_are_counted_by_who_knows_them() -> None:
     assert found.flops - alone.flops == 28e12
     slower = 28e12 / (0.5 * 918e12)
     assert found.schedule_s > slower and found.best_s - alone.best_s > 0.9 * slower
+
+
+def test_kernels_of_f32_take_six_passes() -> None:
+    exactly = HEADS.replace("bf16", "f32")
+    coarse, fine = (
+        kernel("attention_forward", f"({x}, f32[2,4,1,1024]{{3,2,1,0}})", [x, x, x])
+        for x in (HEADS, exactly)
+    )
+    assert (coarse.flops, coarse.rate) == (fine.flops, pytest.approx(6 * (fine.rate or 0)))
 
 
 def test_narrow_heads_leave_the_matrix_unit_idle() -> None:
