@@ -22,6 +22,7 @@ from jaxlm.plan.topology import Topology
 OWN = "the config as it is"
 MARGIN = 1.1  # times the memory: arithmetic may be that much above the compiler's count
 MOST_MICRO = 8
+MOST_REFUSED = 8  # programs that do not fit: enough to correct every remat policy
 MOST_EXPERT = 8  # devices along the expert axis
 MOST_TENSOR = 8  # devices along the model axis; beyond, activations cross too many links
 
@@ -41,14 +42,14 @@ class Candidate:
 
 
 def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
-    """All that divide and may fit, the fastest by arithmetic first; the config itself among them."""
+    """All that divide and may fit, and the config itself in any case; the fastest by arithmetic first."""
     found: dict[tuple[object, ...], Candidate] = {}
     for what, other in _combinations(config, topology):
         try:
             one = Candidate(what, other, estimate(other, topology))
         except ConfigError:
             continue
-        if one.estimate.memory.total <= MARGIN * topology.chip.hbm_bytes:
+        if what == OWN or _may_fit(one, topology):
             key = (
                 tuple(one.estimate.mesh.values()),
                 other.model.remat,
@@ -56,6 +57,12 @@ def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
             )
             found.setdefault(key, one)
     return sorted(found.values(), key=lambda one: (one.middle_s, one.estimate.memory.total))
+
+
+def _may_fit(one: Candidate, topology: Topology, corrected: float | None = None) -> bool:
+    """By arithmetic, or where the compiler corrected it, by that."""
+    needed, capacity = one.estimate.memory.total, topology.chip.hbm_bytes
+    return needed <= MARGIN * capacity if corrected is None else needed * corrected <= capacity
 
 
 def _combinations(config: RunConfig, topology: Topology) -> Iterator[tuple[str, RunConfig]]:
@@ -100,16 +107,16 @@ def _meshes(config: RunConfig, num_devices: int) -> Iterator[dict[str, Any]]:
 def search(
     name: str, config: RunConfig, topology: Topology, most: int, progress: Progress
 ) -> list[tuple[Candidate, Plan]]:
-    """Compiles the `most` most promising, and the config itself; the fastest that fit first.
+    """Compiles the `most` most promising that fit, and the config itself; the fastest that fit first.
 
-    Where one does not fit, others of its remat policy are believed to need as much more than
-    arithmetic says, and those that then cannot fit are passed over.
+    One that the compiler refuses is in the answer, but not among the `most`.  Others of its remat
+    policy are believed to be as far from arithmetic, and those that then cannot fit are passed over.
 
     Raises ConfigError when none may fit.
     """
     config.mesh.check_slices(1)
     found = candidates(config, topology)
-    if not found:
+    if not any(_may_fit(one, topology) for one in found):
         raise ConfigError(
             f"nothing found that may fit {topology.name}: take a larger slice, or a smaller "
             f"DataConfig.batch_size than {config.data.batch_size}"
@@ -118,11 +125,13 @@ def search(
     corrected: dict[str, float] = {}  # by remat: the compiler's count over that of arithmetic
     own = [one for one in found if one.what == OWN]
     for one in [*(one for one in found if one.what != OWN), *own]:
-        needed = one.estimate.memory.total * corrected.get(one.config.model.remat, 1.0)
-        if one.what != OWN and (len(plans) == most or needed > MARGIN * topology.chip.hbm_bytes):
+        num_fit = sum(plan.fits for _, plan in plans)
+        is_enough = num_fit == most or len(plans) - num_fit == MOST_REFUSED
+        may_fit = _may_fit(one, topology, corrected.get(one.config.model.remat))
+        if one.what != OWN and (is_enough or not may_fit):
             continue
-        inner = lambda label, frac, detail, one=one: progress(
-            "search", len(plans) / (most + 1), f"{one.what}: {detail}"
+        inner = lambda label, frac, detail, one=one, num_fit=num_fit: progress(
+            "search", num_fit / (most + 1), f"{one.what}: {detail}"
         )
         plan = make_plan(name, one.config, topology, inner)
         plans.append((one, plan))

@@ -15,7 +15,7 @@ from jaxlm.plan import compiled
 from jaxlm.plan.advice import changes
 from jaxlm.plan.answer import as_json, make_plan
 from jaxlm.plan.page import plan_page
-from jaxlm.plan.search import search, table
+from jaxlm.plan.search import MARGIN, OWN, candidates, search, table
 from jaxlm.plan.text import screen
 from jaxlm.plan.topology import parse_topology
 
@@ -97,6 +97,29 @@ def test_what_does_not_fit_corrects_the_arithmetic_of_its_kind(compiler: Compile
     tried = [one.config.model.remat for one, _ in found if one.what != "the config as it is"]
     assert len(tried) == len(set(tried)) > 1  # one of each policy, and then no more of it
     assert all(plan.memory.total >= 1.5 * 2**40 for _, plan in found)
+
+
+def test_what_does_not_fit_uses_up_no_place_and_the_config_is_there(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two are refused; the config itself is far too large by arithmetic."""
+    large = load(
+        [str(DENSE)],
+        ["DataConfig.batch_size=4096", "MeshConfig.data=-1", "TrainConfig.num_micro_batches=1"],
+    )
+    found = candidates(large, TOPOLOGY)
+    (own,) = (one for one in found if one.what == OWN)
+    assert own.estimate.memory.total > MARGIN * TOPOLOGY.chip.hbm_bytes
+
+    def run(part: Path, name: str, progress: Any) -> str | None:
+        refused = "RESOURCE_EXHAUSTED: Used 33.00G of 31.25G hbm"
+        compiler.error = refused if compiler.count < 2 else None
+        return compiler(part, name, progress)
+
+    monkeypatch.setattr(compiled, "_run_child", run)
+    ways = [(one.what, plan.fits) for one, plan in search("x", large, TOPOLOGY, 1, silent)]
+    assert [fits for _, fits in ways] == [True, True, False, False]
+    assert OWN in [what for what, fits in ways if fits]
 
 
 def test_rates_and_lengths_share_a_program_and_sizes_do_not(compiler: Compiler) -> None:
