@@ -61,8 +61,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--compare needs two configs, got {len(args.config)}")
     if args.search is not None and args.search < 1:
         raise ConfigError(f"--search must be >= 1, got {args.search}")
-    if args.price is not None and not (args.price >= 0 and math.isfinite(args.price)):
+    if args.price is not None and not args.price >= 0:
         raise ConfigError(f"--price must be >= 0, got {args.price:g}")
+    if args.price == math.inf:
+        raise ConfigError("--price must be finite, got inf")
     for mode, others in (
         ("compare", ("search", "save", "html")),
         ("search", ("analytic", "save", "html")),
@@ -112,7 +114,7 @@ def _compare(args: argparse.Namespace, topology: Any) -> int:
     if args.json:
         _write_json(args.json, [as_json(plan, args.price) for plan in plans])
     if args.json != SCREEN:
-        _say("\n".join(table(*plans)))
+        _say("\n".join(table(plans[0], plans[1], args.price)))
     return 0 if all(plan.fits for plan in plans) else 1
 
 

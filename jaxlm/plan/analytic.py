@@ -60,6 +60,7 @@ class Estimate:
 def estimate(config: RunConfig, topology: Topology) -> Estimate:
     """Raises ConfigError when mesh, batch or widths do not divide over the devices."""
     config.mesh.check_slices(1)
+    config.mesh.shape(topology.num_devices, f"take another --topology than {topology.name}")
     resolved = resolve(config, topology.num_devices)
     mesh = resolved.mesh
     memory = _memory(config, mesh)

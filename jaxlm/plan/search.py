@@ -157,12 +157,13 @@ def is_pareto(plan: Plan, others: list[Plan]) -> bool:
 def table(found: list[tuple[Candidate, Plan]]) -> Iterator[str]:
     """One line for each; those marked * are beaten in time and memory by none."""
     plans = [plan for _, plan in found]
-    yield f"  {'predicted step':>14}  {'MFU':>6}  {'memory':>10}  "
+    step = "perfect overlap" if any(plan.middle_s is None for plan in plans) else "predicted step"
+    yield f"  {step:>15}  {'MFU':>6}  {'memory':>10}  "
     for one, plan in found:
         mark = "*" if is_pareto(plan, plans) else " "
-        step = middle(plan)
+        took = middle(plan)
         fits = "" if plan.fits else "  DOES NOT FIT"
         yield (
-            f"{mark} {step * 1e3:>11,.1f} ms  {plan.mfu(step):6.1%}"
+            f"{mark} {took * 1e3:>12,.1f} ms  {plan.mfu(took):6.1%}"
             f"  {plan.memory.total / 2**30:>6,.1f} GiB  {one.what}{fits}"
         )

@@ -14,6 +14,7 @@ WIDTH = 80
 BAR = 24
 SAID = 240  # letters of the compiler's message, at most
 ROUGH = 1.5  # the most by which arithmetic exceeds the compiler on shipped configs (docs/plan.md)
+NO_COST = "no cost: of GPUs only a bound of the time is predicted"
 LEAST_SHARE = 1e-4  # of the bytes sent; smaller collectives are not listed
 
 
@@ -138,6 +139,8 @@ def _time(plan: Plan, price: float | None) -> Iterator[str]:
                 f"  {rate / plan.topology.num_chips:>11,.0f}"
             )
     if (middle := plan.middle_s) is None:
+        if price is not None:
+            yield f"  {NO_COST}"
         return
     hours = plan.chip_hours(middle)
     cost = "" if price is None else f", cost {hours * price:,.0f} at {price:g} per chip-hour"

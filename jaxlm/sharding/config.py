@@ -68,8 +68,12 @@ class MeshConfig:
             f"at least MeshConfig.pipeline={self.pipeline}, or None",
         )
 
-    def shape(self, num_devices: int) -> dict[str, int]:
+    def shape(
+        self, num_devices: int, other: str = "simulate devices with --cpu-devices"
+    ) -> dict[str, int]:
         """Devices along every axis, in the order of AXES, with -1 filled in.
+
+        other: how to get another number of devices, for who is told that it does not fit
 
         Raises ConfigError when the product is not `num_devices`.
         """
@@ -83,7 +87,7 @@ class MeshConfig:
             raise ConfigError(
                 f"MeshConfig {told or 'of one device'} needs "
                 f"{'a multiple of ' if free else ''}{known} devices, found {num_devices}; set "
-                "one axis to -1 to take what is there, or simulate devices with --cpu-devices"
+                f"one axis to -1 to take what is there, or {other}"
             )
         return sizes
 

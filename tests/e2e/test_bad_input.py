@@ -231,6 +231,9 @@ FEW = "bench policies --policies greedy --count 1 --budgets 5"
 # What these commands cannot do they say before they work, not after it.
 TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "plan: price": (None, PLAN + " --analytic --price -1", "--price must be >= 0, got -1"),
+    "plan: endless price": (
+        None, PLAN + " --analytic --price inf", "--price must be finite, got inf",
+    ),
     "plan: no price": (None, PLAN + " --analytic --price nan", "--price must be >= 0, got nan"),
     "plan: no folder": (None, PLAN + " --analytic --json no/x.json", "no/x.json cannot be written: there is no folder no"),
     "plan: no folder for a page": (None, PLAN + " --analytic --html no/x.html", "there is no folder no; make it first"),

@@ -17,7 +17,7 @@ from jaxlm.plan.analytic import estimate
 from jaxlm.plan.answer import make_plan
 from jaxlm.plan.page import plan_page
 from jaxlm.plan.search import candidates, is_pareto, search
-from jaxlm.plan.text import WIDTH, screen
+from jaxlm.plan.text import NO_COST, WIDTH, screen
 from jaxlm.plan.topology import parse_topology
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -124,6 +124,12 @@ def test_the_expert_axis_is_advised_to_models_with_experts_alone() -> None:
     [
         ("v6e:16x16", ["MeshConfig.fsdp=100"], "fsdp=100.*256"),
         (
+            "v6e:2x2",
+            ["MeshConfig.fsdp=1", "MeshConfig.data=3"],
+            r"data=3 needs 3 devices, found 4; set one axis to -1 to take what is there, or take "
+            r"another --topology than v6e:2x2$",
+        ),
+        (
             "v6e:16x16",
             ["MeshConfig.fsdp=-1", "ModelConfig.embed_dim=2112"],
             "embed_dim=2112.*fsdp=256",
@@ -179,6 +185,25 @@ def test_two_plans_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     configs = [str(CONFIGS / f"{name}.gin") for name in ("llama2_7b", "dense_1b_fsdp")]
     assert main(["plan", *configs, "--compare", "--topology", "v5p:4x4x4", "--analytic"]) == 0
     assert "predicted step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("topology", ["v5p:4x4x4", "h100:8"])
+def test_side_by_side_says_of_time_and_cost_what_a_plan_says(
+    topology: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of GPUs only the bound: no step, no MFU, no cost, and that there is none."""
+    config = str(CONFIGS / "dense_110m.gin")
+    options = ["--topology", topology, "--analytic", "--price", "3"]
+    main(["plan", config, config, "--compare", *options])
+    both = capsys.readouterr().out
+    main(["plan", config, *options])
+    one = capsys.readouterr().out
+    is_tpu = topology.startswith("v5p")
+    for name in ("predicted step", "predicted MFU", "predicted chip-hours", "predicted cost"):
+        assert (name in both) == is_tpu
+    assert "perfect overlap, ms" in both
+    assert (NO_COST in both) == (NO_COST in one) == (not is_tpu)
+    assert ("cost" in one.replace(NO_COST, "")) == is_tpu
 
 
 def test_candidates_are_the_same_update_and_divide() -> None:
