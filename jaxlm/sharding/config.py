@@ -67,6 +67,11 @@ class MeshConfig:
             queue,
             f"at least MeshConfig.pipeline={self.pipeline}, or None",
         )
+        if self.pipeline == 1:
+            for field in ("pipeline_micro_batches", "pipeline_repeats"):
+                value = getattr(self, field)
+                told = "1 or left out where there are no stages, MeshConfig.pipeline=1"
+                require(value in (None, 1), f"MeshConfig.{field}", value, told)
 
     def shape(
         self, num_devices: int, other: str = "simulate devices with --cpu-devices"

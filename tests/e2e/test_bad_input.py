@@ -75,6 +75,8 @@ CONFIGS: dict[str, tuple[Setup | None, str, str]] = {
     "mesh and width": (None, set_("MeshConfig.model = 8"), "num_heads=2 is not divisible by MeshConfig.model=8"),
     "mesh and layers": (None, set_("MeshConfig.pipeline = 2"), "num_layers=1 is not divisible by MeshConfig.pipeline=2 x pipeline_repeats=1"),
     "queue": (None, set_("MeshConfig.pipeline = 2", "MeshConfig.pipeline_micro_batches = 1"), "pipeline_micro_batches must be at least MeshConfig.pipeline=2"),
+    "queue of no stages": (None, set_("MeshConfig.pipeline_micro_batches = 4"), "must be 1 or left out where there are no stages, MeshConfig.pipeline=1, got 4"),
+    "turns round no stages": (None, set_("MeshConfig.pipeline_repeats = 7"), "MeshConfig.pipeline_repeats must be 1 or left out"),
     "queue and rows": (None, set_("ModelConfig.num_layers = 2", "MeshConfig.pipeline = 2", "MeshConfig.pipeline_micro_batches = 4"), "8 rows on 4 groups of devices"),
     "context and chunks": (None, set_("MeshConfig.data = 1", "MeshConfig.context = 8", "DataConfig.seq_len = 40"), "seq_len=40 is not divisible by twice MeshConfig.context=8"),
     "context and heads": (None, set_("MeshConfig.context = 4", "MeshConfig.context_attention = 'ulysses'"), "num_heads=2 is not divisible by MeshConfig.context=4"),
