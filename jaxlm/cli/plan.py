@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
         "--topology", required=True, metavar="CHIP:SHAPE",
-        help="v5e, v5p, v6e, tpu7x or h100, h200: v6e:16x16, v5p:4x4x4, h100:8",
+        help="v5e, v5p, v6e, tpu7x or h100, h200: v6e:16x16, v5p:4x4x4, h100:8; two slices: v6e:16x16:2",
     )  # fmt: skip
     parser.add_argument(
         "--analytic", action="store_true", help="by arithmetic alone, without compiling"

@@ -182,6 +182,7 @@ def _larger_slice(plan: Plan, beyond: float) -> list[Change]:
     chip = plan.topology.chip
     for shape in valid_shapes(chip):
         topology = parse_topology(f"{chip.name}:{shape}")
+        topology = dataclasses.replace(topology, num_slices=plan.topology.num_slices)
         if topology.num_devices <= plan.topology.num_devices:
             continue
         for _, _, other in _estimated(iter([("", plan.config)]), topology):

@@ -59,7 +59,7 @@ class Estimate:
 
 def estimate(config: RunConfig, topology: Topology) -> Estimate:
     """Raises ConfigError when mesh, batch or widths do not divide over the devices."""
-    config.mesh.check_slices(1)
+    config.mesh.check_slices(topology.num_slices)
     config.mesh.shape(topology.num_devices, f"take another --topology than {topology.name}")
     resolved = resolve(config, topology.num_devices)
     mesh = resolved.mesh
@@ -127,7 +127,7 @@ class _Split:
     tensor: int
     experts: int
     stages: int
-    replicas: int  # that hold the same parameters
+    replicas: int  # that hold the same parameters, of one slice
     tokens: float  # of one micro-batch, of the devices along the model axis together
 
 
@@ -140,7 +140,7 @@ def _split(config: RunConfig, mesh: dict[str, int]) -> _Split:
         tensor=mesh["model"],
         experts=mesh["expert"],
         stages=mesh["pipeline"],
-        replicas=mesh["slice"] * mesh["data"],
+        replicas=mesh["data"],
         tokens=rows * config.data.seq_len / mesh["context"],
     )
 
@@ -196,17 +196,18 @@ def _work(config: RunConfig, mesh: dict[str, int], topology: Topology) -> Work:
     layers, ends = _local_params(c, split)
     gathered = micro * item * (layers * split.weights / split.experts + ends * split.weights)
     hbm = item * per_device * c.num_layers * values + 8 * F32 * (layers + ends) + 3 * gathered
-    wire = _wire_bytes(config, split)
+    wire, far = _wire_bytes(config, split)
     compute_s, hbm_s = executed / chip.peak_flops, hbm / chip.hbm_bandwidth
     wire_s = wire / egress(topology)
+    far_s = far / chip.slice_bandwidth if far else 0.0
     busy = 1 - config.mesh.schedule(split.stages).idle_frac
     return Work(
         model_flops=model_flops,
         executed_flops=executed,
         hbm_bytes=hbm,
-        wire_bytes=wire,
-        fastest_s=max(compute_s / busy, hbm_s, wire_s),
-        slowest_s=compute_s / PRODUCT_SHARE / busy + hbm_s + wire_s,
+        wire_bytes=wire + far,
+        fastest_s=max(compute_s / busy, hbm_s, wire_s, far_s),
+        slowest_s=compute_s / PRODUCT_SHARE / busy + hbm_s + wire_s + far_s,
     )
 
 
@@ -218,10 +219,13 @@ def egress(topology: Topology) -> float:
     return total or topology.chip.link_bandwidth
 
 
-def _wire_bytes(config: RunConfig, split: _Split) -> float:
-    """What one device sends.  Per micro-batch: weights gathered twice, gradients scattered once;
-    gradients summed over replicas; per layer, activations summed over the model axis four times,
-    tokens to their experts and back, forward and backward."""
+def _wire_bytes(config: RunConfig, split: _Split) -> tuple[float, float]:
+    """What one device sends: (within its slice, to other slices).
+
+    Per micro-batch: weights gathered twice, gradients scattered once, and their shares summed over
+    replicas and slices; per layer, activations summed over the model axis four times, tokens to
+    their experts and back, forward and backward.
+    """
     c, micro = config.model, config.train.num_micro_batches
     item = 2 if c.compute_dtype == "bfloat16" else 4
     ring = lambda n: (n - 1) / n
@@ -230,9 +234,11 @@ def _wire_bytes(config: RunConfig, split: _Split) -> float:
     dense = (layers - of_experts + ends) * split.weights * ring(split.weights)
     group = split.weights // split.experts
     gathered = dense + of_experts * group * ring(group)
-    replicas = 2 * F32 * (layers + ends) * ring(split.replicas)
+    replicas, far = (
+        2 * F32 * (layers + ends) * ring(n) for n in (split.replicas, config.mesh.slice)
+    )
     tokens = item * split.tokens * micro / split.stages
     tensor = 8 * tokens * c.num_layers * c.embed_dim * ring(split.tensor)
     sent = c.num_sparse_layers * c.experts_per_token if c.num_experts else 0
     experts = 4 * tokens * sent * c.embed_dim * ring(split.experts)
-    return 3 * micro * item * gathered + micro * replicas + tensor + experts
+    return 3 * micro * item * gathered + micro * replicas + tensor + experts, micro * far

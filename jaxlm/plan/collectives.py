@@ -8,7 +8,8 @@ How the TPU compiler writes them:
 * an asynchronous one as two fusions, with the custom calls AsyncCollectiveStart and
   AsyncCollectiveDone, and fusions between them that carry it on beside their own work and repeat
   its text: it counts once, at its start;
-* others as `all-gather-start` ... `-done`, or `async-start` of a computation that holds one.
+* others as `all-gather-start` ... `-done`, or `async-start` of a computation that holds one;
+* the part of one that goes from slice to slice as a `send` to the host and a `recv` from it.
 
 Wire bytes are what one device sends when the algorithm is a ring: of n devices, an all-gather sends
 n - 1 shards, a reduce-scatter the same, an all-reduce both.
@@ -50,6 +51,7 @@ class Collective:
     wire_bytes: float  # that it sends
     group: tuple[int, ...]  # the first group's partitions
     is_async: bool
+    is_far: bool = False  # goes from slice to slice, over the data-centre network
 
 
 def wire_bytes(kind: str, operand_bytes: float, n: int) -> float:
@@ -69,6 +71,8 @@ def collective_of(module: Module, computation: Computation, op: Op) -> Collectiv
 
     The end of an asynchronous one (`-done`) and what carries it on are None, too.
     """
+    if op.kind == "recv":
+        return _between_slices(op)
     base = op.kind.removesuffix("-start")
     if base in KINDS:
         return _collective(op.name, computation, op, base, is_async=op.kind != base)
@@ -91,6 +95,23 @@ def collective_of(module: Module, computation: Computation, op: Op) -> Collectiv
             kind = "reduce-scatter" if inner.kind == "all-reduce" and is_scatter else inner.kind
             return _collective(op.name, where, inner, kind, is_async=is_start or is_fused_start)
     return None
+
+
+def _between_slices(op: Op) -> Collective | None:
+    """What the hosts of several slices do: a `send` to them and a `recv`, which is waited for.
+
+    Its target reads {1,2}x{0:3}: two slices, devices 0 to 3 of each.
+    """
+    kind = op.text("_xla_megascale_transfer_type")
+    target = re.search(r"\{([\d,]+)\}x\{(?:\d+:)?(\d+)\}", op.text("_xla_megascale_target") or "")
+    if kind is None or target is None:
+        return None
+    kind = kind.lower().replace("_", "-")
+    slices, per_slice = target[1].count(",") + 1, int(target[2]) + 1
+    share = {"all-gather": 1 / slices, "reduce-scatter": float(slices)}.get(kind, 1.0)
+    sent = wire_bytes(kind, op.arrays[0].num_bytes * share, slices)
+    group = tuple(range(0, slices * per_slice, per_slice))
+    return Collective(op.name, kind, sent, group, is_async=True, is_far=True)
 
 
 def carries_on(op: Op) -> bool:

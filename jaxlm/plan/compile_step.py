@@ -10,6 +10,7 @@ machine code is made (schedule.py).
 libtpu reads its environment once, when it is loaded: hence the process (plan/compiled.py).
 """
 
+import dataclasses
 import gzip
 import json
 import math
@@ -43,8 +44,12 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     """Devices to compile for, as the compiler knows them."""
     if topology.chip.is_tpu:
         # a host has four chips, unless it is told that there is one
-        hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.num_chips == 1 else {}
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **hosts)
+        is_single = math.prod(topology.shape) == 1
+        given: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if is_single else {}
+        if topology.num_slices > 1:
+            given["num_slices"] = topology.num_slices
+        one_slice = dataclasses.replace(topology, num_slices=1)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=one_slice.name, **given)
         return list(found.devices)
     from jaxlm.plan.gpu_spec import spec_of
 

@@ -3,6 +3,7 @@
 
 A group that spans whole sides of the torus uses the links of each in both directions; one that
 spans a part of a side has no way round.  Latency: one hop per step of a ring along each side.
+Between slices every device has its share of the data-centre network; latency is not counted.
 """
 
 import dataclasses
@@ -42,6 +43,8 @@ class Network:
         """From the first byte to the last."""
         if not collective.wire_bytes:
             return 0.0
+        if collective.is_far:
+            return collective.wire_bytes / self.topology.chip.slice_bandwidth
         steps = 1 if not self.coords else sum(side - 1 for side in self.sides(collective.group))
         rounds = 2 if collective.kind == "all-reduce" else 1
         if collective.kind == "collective-permute":

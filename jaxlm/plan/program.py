@@ -59,6 +59,7 @@ class Reading:
     schedule_s: float  # the same at the rates of their schedules
     memory_s: float
     network_s: float
+    far_s: float  # of network_s: from slice to slice, over links of its own
     best_s: float  # at least the fastest
     exposed_s: float  # of best_s: nothing but the network
     stalled_s: float  # of best_s: waiting for copies
@@ -83,7 +84,7 @@ class Reading:
     @property
     def fastest_s(self) -> float:
         """Perfect overlap: the busiest of matrix units, memory and network, at its peak."""
-        return max(self.compute_s, self.memory_s, self.network_s)
+        return max(self.compute_s, self.memory_s, self.network_s - self.far_s, self.far_s)
 
     @property
     def slowest_s(self) -> float:
@@ -209,7 +210,10 @@ class _Reader:
         if found is not None:  # what it moves itself is part of its time
             memory = memory if product else 0.0
             network = self.network.seconds(found)
-            return Cost(work=work, memory=memory, network=network, is_async=found.is_async)
+            return Cost(
+                work=work, memory=memory, network=network, is_async=found.is_async,
+                is_far=found.is_far,
+            )  # fmt: skip
         if op.kind in COPIES:
             return Cost(memory=memory, host=host / chip.host_bandwidth, is_async=True)
         if call is not None:
@@ -240,6 +244,7 @@ class _Reader:
         compute_s = work / self.chip.peak_flops
         memory_s = total(lambda row: row.hbm_bytes) / self.chip.hbm_bandwidth
         network_s = sum(c.seconds for c in collectives)
+        far_s = sum(seconds * times for c, times, seconds in sent if c.is_far)
         return Reading(
             product_flops=flops,
             product_flops_once=sum(row.flops for row in every),
@@ -251,8 +256,9 @@ class _Reader:
             schedule_s=total(works),
             memory_s=memory_s,
             network_s=network_s,
+            far_s=far_s,
             # copies that run beside the work take none of its memory bandwidth, so the clock may say less
-            best_s=max(clock.now, compute_s, memory_s, network_s),
+            best_s=max(clock.now, compute_s, memory_s, network_s - far_s, far_s),
             exposed_s=clock.waited,
             stalled_s=clock.stalled,
             slowest=tuple(sorted(by_label.items(), key=lambda one: -one[1])[:NUM_SLOWEST]),

@@ -114,7 +114,7 @@ def search(
 
     Raises ConfigError when none may fit.
     """
-    config.mesh.check_slices(1)
+    config.mesh.check_slices(topology.num_slices)
     found = candidates(config, topology)
     if not any(_may_fit(one, topology) for one in found):
         raise ConfigError(

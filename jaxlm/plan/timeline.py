@@ -23,6 +23,7 @@ class Cost:
     work: float = 0.0
     memory: float = 0.0
     network: float = 0.0
+    is_far: bool = False  # of the network: it goes from slice to slice
     host: float = 0.0  # of a copy that goes over the host's link
     is_async: bool = False
 
@@ -37,6 +38,7 @@ class Clock:
 
     now: float = 0.0
     network: float = 0.0
+    far: float = 0.0
     memory: float = 0.0
     host: float = 0.0
     waited: float = 0.0  # for the network, exposed
@@ -83,7 +85,7 @@ def _repeat(
         return
     before = dataclasses.replace(clock)
     _run(module, name, cost, clock)
-    for field in ("now", "network", "memory", "host", "waited", "stalled"):
+    for field in ("now", "network", "far", "memory", "host", "waited", "stalled"):
         one = getattr(clock, field) - getattr(before, field)
         setattr(clock, field, getattr(clock, field) + (turns - 2) * one)
 
@@ -95,7 +97,10 @@ def _advance(module: Module, op: Op, cost: Cost, clock: Clock) -> None:
         found = [clock.due[o] for o in op.operands if o in clock.due]
         if found:
             clock.due[op.name] = max(found)
-    if cost.network and cost.is_async:
+    if cost.network and cost.is_far:
+        clock.far = max(clock.now, clock.far) + cost.network
+        clock.due[op.name] = clock.far, True
+    elif cost.network and cost.is_async:
         clock.network = max(clock.now, clock.network) + cost.network
         clock.due[op.name] = clock.network, True
         clock.now += cost.busy

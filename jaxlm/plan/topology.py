@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of slices, `v6e:16x16` or `h100:8`, to their devices.  Standard library only."""
+"""Names of slices, `v6e:16x16`, `v6e:16x16:2` (two of them) or `h100:8`, to their devices.
+
+Standard library only.
+"""
 
 import dataclasses
 import itertools
@@ -12,23 +15,26 @@ from jaxlm.plan.chips import CHIPS, Chip
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # v5e and v6e
 SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # v5p and tpu7x; beyond, sides of 4, 8, 12 ...
 GPU_COUNTS = (1, 2, 4, 8)  # of one node
+MOST_SLICES = 64  # joined by the data-centre network
 LISTED_CHIPS = 4096  # longer lists help nobody; larger slices are accepted
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips in a torus (or GPUs in a node)."""
+    """Chips in a torus, or in several (or GPUs in a node)."""
 
     chip: Chip
-    shape: tuple[int, ...]  # chips along each axis
+    shape: tuple[int, ...]  # chips along each axis, of one slice
+    num_slices: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        slices = f":{self.num_slices}" if self.num_slices > 1 else ""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}{slices}"
 
     @property
     def num_chips(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.num_slices
 
     @property
     def num_devices(self) -> int:
@@ -59,7 +65,8 @@ def valid_shapes(chip: Chip) -> list[str]:
 
 def parse_topology(text: str) -> Topology:
     """Raises ConfigError, with what there is, for a chip or a slice that there is not."""
-    name, _, shape = text.partition(":")
+    name, _, rest = text.partition(":")
+    shape, colon, slices = rest.partition(":")
     chip = CHIPS.get(name)
     if chip is None:
         raise ConfigError(
@@ -73,4 +80,9 @@ def parse_topology(text: str) -> Topology:
         raise ConfigError(
             f"--topology: {name} has no slice {shape!r}; slices: {', '.join(short)}{more}"
         )
-    return Topology(chip, tuple(int(n) for n in shape.split("x")))
+    if colon and not (chip.is_tpu and slices.isdecimal() and 1 <= int(slices) <= MOST_SLICES):
+        raise ConfigError(
+            f"--topology: the last part of {text!r} is the number of slices: 1 to {MOST_SLICES}, of "
+            f"TPUs alone, such as {'v6e:16x16' if not chip.is_tpu else f'{name}:{shape}'}:2"
+        )
+    return Topology(chip, tuple(int(n) for n in shape.split("x")), int(slices or 1))

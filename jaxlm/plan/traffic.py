@@ -54,6 +54,8 @@ class Traffic:
             return 2 * hbm_bytes(op.arrays)
         if op.kind == "dynamic-update-slice":
             return 2 * operands[1]
+        if op.kind == "send":  # the host reads it where it is
+            return operands[0]
         if op.kind == "ragged-all-to-all":  # rows that go, rows that come
             return 2 * ragged_bytes(computation, op)
         if op.kind in COPIES:

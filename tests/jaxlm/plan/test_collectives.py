@@ -115,6 +115,30 @@ def test_an_asynchronous_one_counts_once_at_its_start() -> None:
     assert found.wire_bytes == 3 * 16 * 128 * 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "sent"), [("ALL_REDUCE", 2 * 2 / 3), ("ALL_GATHER", 2 / 3), ("REDUCE_SCATTER", 2)]
+)
+def test_what_goes_from_slice_to_slice_by_the_hosts(kind: str, sent: float) -> None:
+    """A megabyte that comes to each of 4 devices of 3 slices; it is sent by a ring of 3."""
+    notes = (
+        'channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3}x'
+        f'{{0:3}}",_xla_megascale_transfer_type="{kind}"}}'
+    )
+    shape = "(f32[512,512]{1,0}, u32[], token[])"
+    text = f"""ENTRY %main () -> f32[] {{
+  %p = f32[512,512]{{1,0}} parameter(0)
+  %t = token[] after-all()
+  %send = {shape} send(%p, %t), {notes}
+  %recv = {shape} recv(%t), {notes}
+  ROOT %recv-done = (f32[512,512]{{1,0}}, token[]) recv-done(%recv), channel_id=1
+}}"""
+    ((found, _),) = collectives(text)
+    assert (found.name, found.kind) == ("recv", kind.lower().replace("_", "-"))
+    assert found.wire_bytes == pytest.approx(sent * 2**20)
+    assert mesh_axes(found.group, {"slice": 3, "data": 4}) == ("slice",)
+    assert (found.is_async, found.is_far) == (True, True)
+
+
 def test_its_end_is_what_waits() -> None:
     module = parse(ASYNC)
     assert [op.name for op in module.computations["main"].ops if ends(module, op)] == ["end"]

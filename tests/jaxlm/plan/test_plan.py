@@ -155,6 +155,20 @@ def test_slices_that_are_not_there_are_refused_by_arithmetic_too() -> None:
         search("debug", config, parse_topology("v6e:2x2"), 1, lambda *_: None)
 
 
+def test_two_slices_sum_gradients_over_a_slower_network() -> None:
+    """Each device holds a 16th of the parameters: twice its share, less half, per micro-batch."""
+    one, two = (
+        plan_of("dense_1b_fsdp", f"v6e:4x4{slices}", f"MeshConfig.slice={n}", rows).estimate.work
+        for slices, n, rows in (
+            ("", 1, "DataConfig.batch_size=128"), (":2", 2, "DataConfig.batch_size=256"),
+        )
+    )  # fmt: skip
+    plan = plan_of("dense_1b_fsdp", "v6e:4x4:2", "MeshConfig.slice=2")
+    sent = plan.memory.parameters * plan.config.train.num_micro_batches
+    assert two.wire_bytes - one.wire_bytes == pytest.approx(sent)
+    assert two.slowest_s - one.slowest_s == pytest.approx(sent / 12.5e9)
+
+
 def test_without_the_compiler_the_install_line_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

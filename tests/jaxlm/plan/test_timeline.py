@@ -37,6 +37,12 @@ def test_the_host_has_a_link_of_its_own() -> None:
     assert (clock.now, clock.host, clock.memory, clock.stalled) == (5.0, 5.0, 0.0, 4.0)
 
 
+def test_what_goes_to_other_slices_has_links_of_its_own() -> None:
+    costs = {"begin": Cost(network=5.0, is_far=True, is_async=True), "middle": Cost(network=2.0)}
+    clock = step_time(parse(ASYNC), lambda name, op: costs.get(op.name, Cost()))
+    assert (clock.now, clock.far, clock.waited) == (5.0, 5.0, 5.0)
+
+
 def test_loops_turn() -> None:
     module = parse(nested('"known_trip_count":{"n":"3"}'))
     clock = step_time(module, lambda name, op: Cost(work=float(op.kind == "dot")))

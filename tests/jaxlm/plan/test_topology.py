@@ -13,7 +13,7 @@ from jaxlm.plan.topology import parse_topology, valid_shapes
 @pytest.mark.parametrize(
     ("name", "devices"),
     [("v6e:16x16", 256), ("v5p:4x4x4", 64), ("v5p:8x8x8", 512), ("tpu7x:4x4x4", 128),
-     ("v5e:2x4", 8), ("h100:8", 8)],
+     ("v5e:2x4", 8), ("h100:8", 8), ("v6e:16x16:2", 512), ("tpu7x:2x2x1:3", 24)],
 )  # fmt: skip
 def test_devices_of_a_slice(name: str, devices: int) -> None:
     topology = parse_topology(name)
@@ -34,6 +34,10 @@ def test_every_listed_slice_is_accepted(chip: str) -> None:
         ("v6e", "slices: 1x1, 2x2"),
         ("v5p:4x8x4", "2x2x1"),
         ("h100:3", "slices: 1, 2, 4, 8"),
+        ("v6e:2x2:0", "the number of slices: 1 to 64"),
+        ("v6e:2x2:65", "the number of slices: 1 to 64"),
+        ("v6e:2x2:two", "the number of slices: 1 to 64.*such as v6e:2x2:2"),
+        ("h100:8:2", "of TPUs alone, such as v6e:16x16:2"),
     ],
 )
 def test_what_there_is_is_listed(name: str, told: str) -> None:
@@ -60,11 +64,19 @@ def test_a_collective_takes_its_bytes_and_its_hops() -> None:
     assert network.seconds(gather) == pytest.approx(18e5 / 180e9 + 2e-6)
 
 
+def test_slices_are_joined_by_a_slower_network() -> None:
+    network = Network(parse_topology("v6e:2x2:2"), ())
+    far = Collective("r", "all-reduce", 18e5, (0, 4), True, is_far=True)
+    assert network.seconds(far) == pytest.approx(18e5 / 12.5e9)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v6e:2x4", "v5p:2x2x1"])
+@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v6e:2x4", "v5p:2x2x1", "v6e:2x2:2"])
 def test_the_smallest_slices_can_be_compiled_for(name: str) -> None:
     pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jaxlm[tpu]'")
     from jaxlm.plan.compile_step import devices_of
 
     topology = parse_topology(name)
-    assert len(devices_of(topology)) == topology.num_devices
+    found = devices_of(topology)
+    assert len(found) == topology.num_devices
+    assert len({getattr(d, "slice_index", 0) for d in found}) == topology.num_slices

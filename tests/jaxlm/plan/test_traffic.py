@@ -82,6 +82,9 @@ ENTRY %main () -> f32[] {
   %fetch = ((f32[8,128]{1,0:S(5)}, s32[]), f32[1,128]{1,0}, u32[]) async-start(%h, %i), calls=%taken
   %store = ((f32[8,128]{1,0:S(5)}, f32[1,128]{1,0}), f32[8,128]{1,0:S(5)}, u32[]) async-start(%h, %u, %i), calls=%stored
   %ragged = f32[8,128]{1,0} ragged-all-to-all(%u, %x, %i, %i, %i, %i), replica_groups={{0,1}}
+  %t = token[] after-all()
+  %send = (f32[8,128]{1,0}, u32[], token[]) send(%x, %t), is_host_transfer=true
+  %recv = (f32[8,128]{1,0}, u32[], token[]) recv(%t), is_host_transfer=true
   ROOT %r = f32[] constant(0)
 }
 """
@@ -105,6 +108,7 @@ ROW = 128 * 4
         ("out", 8),
         ("fetch", 1),  # a layer of what was stored with the host
         ("store", 1),
+        ("send", 8),
         ("ragged", 1 + 1),  # rows that go and rows that come, not their buffer
     ],
 )
