@@ -126,7 +126,8 @@ def _z(bank: Bank, idea: str, scale: int) -> float:
 def _known(bank: Bank, scale: int) -> Knowledge:
     """The noise, as a pilot would have it, and effects of a size that goes with it."""
     sigma = bank.noise(scale).sigma
-    return Knowledge(noise=Noise(WITHIN_SEED * sigma, 8), prior=Prior(mean_effect=3 * sigma))
+    noise, prior = Noise(WITHIN_SEED * sigma, 8), Prior(mean_effect=3 * sigma)
+    return Knowledge(noise=noise, prior=prior, late=bank.late)
 
 
 def table(found: Sequence[Stops], gates: Sequence[Gate]) -> Iterator[str]:

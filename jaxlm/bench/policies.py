@@ -96,7 +96,7 @@ def bench_bank(
         progress("policies", i / len(todo), f"{world}, noise {sigma:g}, budget {budget:g}")
         drawn: list[World] = [BankWorld(scales[scale], seed + k, factor) for k in range(count)]
         believed = prior or Prior(mean_effect=3 * sigma)  # as on real runs: the noise is known
-        known = Knowledge(noise=Noise(WITHIN_SEED * sigma, 8), prior=believed)
+        known = Knowledge(noise=Noise(WITHIN_SEED * sigma, 8), prior=believed, late=bank.late)
         rows += _rows(names, world, sigma, budget, drawn, known, seed)
     progress("policies", 1.0, "")
     return rows

@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 from jaxlm.core.errors import DataError
 from jaxlm.research.luck import Luck
-from jaxlm.research.policies.base import Losses, Trial
+from jaxlm.research.policies.base import Losses, Trial, tells_late
 from jaxlm.research.records import BASELINE
 from jaxlm.research.simulate import mix
 from jaxlm.research.stats.noise import Noise, pool
 from jaxlm.research.stats.shrink import Floats
+from jaxlm.train.run_dir import read_json
 
 COLUMNS = ("idea", "scale", "seed", "fraction", "loss")
 
@@ -44,6 +45,7 @@ class Bank:
     seeds: tuple[int, ...]
     fractions: tuple[float, ...]  # rising, the last is 1
     losses: tuple[Floats, ...]
+    late: frozenset[str] = frozenset()  # ideas that tell nothing before their end
 
     def effect(self, idea: str, scale: int = 0) -> tuple[float, float]:
         """(mean final difference to the baseline over seeds, its standard error)."""
@@ -68,7 +70,10 @@ class Bank:
 
 
 def read_bank(path: Path) -> Bank:
-    """Raises DataError for a table with a column, the baseline or a run missing, or one twice."""
+    """Of a table and, where it is there, of the file beside it that says what the ideas change.
+
+    Raises DataError for a table with a column, the baseline or a run missing, or one twice.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as f:
             reader = csv.DictReader(f)
@@ -89,7 +94,14 @@ def read_bank(path: Path) -> Bank:
             cells[key] = float(row["loss"]) if row["loss"] else np.nan
     except (TypeError, ValueError) as e:
         raise DataError(f"{path}: not a number: {e}") from e
-    return _tabulate(path, cells)
+    return dataclasses.replace(_tabulate(path, cells), late=_late(path.with_suffix(".json")))
+
+
+def _late(path: Path) -> frozenset[str]:
+    """Ideas that change the schedule, by what TABLE.json says of each at each scale."""
+    ideas = (read_json(path, "write it anew with scripts/idea_bank.py") or {}).get("ideas", {})
+    late = (arm for arm, facts in ideas.items() if tells_late(facts.get("changes", ())))
+    return frozenset(arm.rsplit(", scale ", 1)[0] for arm in late)
 
 
 def _tabulate(path: Path, cells: dict[tuple[str, int, int, float], float]) -> Bank:

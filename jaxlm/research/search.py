@@ -32,6 +32,7 @@ from jaxlm.research.policies.base import (
     Purse,
     Trial,
     drive,
+    tells_late,
 )
 from jaxlm.research.policies.whole import whole
 from jaxlm.research.records import BASELINE, JOIN, Protocol, Review, RunRecord, Search
@@ -49,12 +50,14 @@ Key = tuple[str, int, int, float]  # arm, seed, scale, fraction
 
 
 def what_is_known(
-    sigma: float | None, df: float, smallest_effect: float, costs: tuple[float, ...]
-) -> dict[str, Any]:
+    sigma: float | None, df: float, rules: Rules, costs: tuple[float, ...],
+    ideas: Sequence[Setting],
+) -> dict[str, Any]:  # fmt: skip
     """Of the ideas, before the first run; sizes in the metric's unit.  sigma: between seeds."""
     return {
         "sigma": sigma and WITHIN_SEED * sigma, "df": df, "mean_effect": SIZE * sigma if sigma else Prior().mean_effect,
-        "smallest_effect": smallest_effect, "scale_costs": list(costs),
+        "smallest_effect": rules.smallest_effect, "scale_costs": list(costs),
+        "late": [idea.name for idea in ideas if tells_late(idea.changes)],
     }  # fmt: skip
 
 
@@ -65,6 +68,7 @@ def knowledge_of(search: Search) -> Knowledge:
         prior=Prior(mean_effect=told["mean_effect"]),
         smallest_effect=told["smallest_effect"],
         scale_costs=tuple(told["scale_costs"]),
+        late=frozenset(told.get("late", ())),
     )
 
 
@@ -102,7 +106,7 @@ def draft(question: Question, name: str, means: Means, pilot: Pilot | None = Non
     sigma, df = (pilot.sigma(), pilot.finding.df) if pilot else (None, 0)
     search = Search(
         policy=name, seed=base.config.train.seed, budget=round(runs, 2),
-        knowledge=what_is_known(sigma, df, rules.smallest_effect, costs),
+        knowledge=what_is_known(sigma, df, rules, costs, question.settings[1:]),
     )  # fmt: skip
     seeds = Seeds(count=0)
     return plan(question.settings, seeds, rules, means.project, stage="search", search=search)

@@ -13,7 +13,7 @@ that was stopped at a fraction of its training goes on from there, and one that 
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from jaxlm.research.stats.noise import Noise
 from jaxlm.research.stats.shrink import Prior
@@ -30,6 +30,24 @@ class Trial:
     seed: int
     fraction: float = 1.0
     scale: int = 0
+
+
+# An idea that sets one of these changes how the learning rate rises and falls, and with it when the loss
+# falls: its curve and the baseline's cross, so that it can be judged at the end only.
+SCHEDULE = frozenset(
+    {
+        "OptimConfig.schedule",
+        "OptimConfig.warmup_steps",
+        "OptimConfig.decay_frac",
+        "OptimConfig.final_lr_frac",
+        "TrainConfig.num_steps",
+    }
+)
+
+
+def tells_late(changes: Iterable[str]) -> bool:
+    """Whether an idea with these changed fields tells nothing before its end."""
+    return not SCHEDULE.isdisjoint(key.rsplit("/", 1)[-1] for key in changes)
 
 
 Losses = list[float | None]  # in the order of the trials; None: the run did not complete
@@ -62,6 +80,7 @@ class Knowledge:
     scale_costs: tuple[float, ...] = (1.0, 4.0)  # of a full run at each scale
     max_block: int = 32  # runs of one factorial block; its arms carry up to half as many ideas
     false_discovery: float = 0.13  # aimed at, by policies that control it
+    late: frozenset[str] = frozenset()  # ideas that tell nothing before their end (tells_late)
 
 
 Plan = Generator[list[Trial], Losses, Outcome]

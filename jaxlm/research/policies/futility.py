@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import betaincinv, stdtr
 
-MIN_HISTORY = 8  # completed runs before the first may be stopped
+MIN_HISTORY = 16  # completed runs before the first may be stopped
 
 
 @dataclasses.dataclass

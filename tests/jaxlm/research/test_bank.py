@@ -87,6 +87,12 @@ def test_fractions_between_are_between(bank: Bank) -> None:
     assert before == low
 
 
+def test_ideas_of_the_schedule_are_known_from_the_file_beside_the_table() -> None:
+    late = read_bank(Path("docs/idea_bank.csv")).late
+    assert {"wsd", "schedule-free", "no warmup", "half the batch, twice the updates"} <= late
+    assert not late & {"baseline", "muon", "weight decay 0.3", "lr x2.5"}
+
+
 @pytest.mark.parametrize("name", ["adaptive", "greedy", "early-stop"])
 def test_policies_run_on_a_bank_as_they_do_in_simulation(bank: Bank, name: str) -> None:
     world = BankWorld(bank, 4)

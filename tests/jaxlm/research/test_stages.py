@@ -245,6 +245,13 @@ def test_a_policy_stops_losers_and_what_is_stopped_has_no_metric(workers: FakeWo
     assert review["claim"]["notes"]["kills"] >= len({arm for arm, _ in killed}) > 0
 
 
+def test_a_policy_is_told_which_ideas_change_the_schedule(workers: FakeWorkers) -> None:
+    lines = ('wsd: OptimConfig.schedule="wsd"', "eps: OptimConfig.eps=1e-5")
+    ablate(*ideas(*lines), "--policy", "early-stop", "--budget", "20runs")
+    (search,) = (p["search"] for p in LEDGER.of_kind("protocol") if p["search"])
+    assert search["knowledge"]["late"] == ["wsd"]
+
+
 def test_a_policy_with_a_gate_blocks_what_turns(workers: FakeWorkers) -> None:
     workers.larger[GOOD] = 0.1
     (review,) = ablate(*ALL, *LARGER, "--policy", "greedy", "--budget", "120runs")

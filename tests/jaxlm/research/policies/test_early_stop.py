@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from jaxlm.research.policies.base import Knowledge, Losses, Outcome, Purse, Trial, drive
+from jaxlm.research.policies.base import (
+    Knowledge,
+    Losses,
+    Outcome,
+    Purse,
+    Trial,
+    drive,
+    tells_late,
+)
 from jaxlm.research.policies.early_stop import early_stop
 from jaxlm.research.policies.futility import MIN_HISTORY, Futility
 
@@ -52,8 +60,10 @@ class Curves:
         behind = max(0.0, 1 - trial.fraction / 0.6) * len(trial.arm & self.late)
         return 2 + sum(self.effects[i] for i in trial.arm) + behind + float(draw)
 
-    def drive(self, budget: float, seed: int = 0, least: float = 0.0) -> Outcome:
-        known = Knowledge(smallest_effect=least)
+    def drive(
+        self, budget: float, seed: int = 0, least: float = 0.0, told: frozenset[str] = frozenset()
+    ) -> Outcome:
+        known = Knowledge(smallest_effect=least, late=told)
         return drive(early_stop(list(self.effects), budget, seed, known), self.run, Purse(budget))
 
 
@@ -66,6 +76,28 @@ def test_what_starts_behind_and_catches_up_is_told_from_what_stays_behind() -> N
     assert outcome.notes["audited_wrong"] == 0
     assert outcome.notes["saved_share_first"] >= 0.17
     assert outcome.kept == {idea for idea in effects if effects[idea] < 0}
+
+
+def test_ideas_that_change_the_schedule_run_to_their_end() -> None:
+    """They look lost until the last tenth; by their curves they would be stopped, and missed."""
+    effects = {f"i{k:02d}": 0.1 + 0.01 * (k % 7) for k in range(60)} | {"wsd": -0.1}
+
+    class Crossing(Curves):
+        def loss(self, trial: Trial) -> float:
+            return super().loss(trial) + 0.5 * ("wsd" in trial.arm and trial.fraction < 0.95)
+
+    assert Crossing(effects).drive(100).kept == frozenset()
+    world = Crossing(effects)
+    outcome = world.drive(100, told=frozenset({"wsd"}))
+    assert outcome.kept == {"wsd"}
+    assert outcome.killed and not any("wsd" in trial.arm for trial, _ in outcome.killed[:1])
+
+
+def test_what_changes_the_schedule_is_told_by_its_fields() -> None:
+    assert tells_late(["OptimConfig.peak_lr", "OptimConfig.schedule"])
+    assert tells_late(["some/OptimConfig.decay_frac"]) and tells_late(["TrainConfig.num_steps"])
+    assert not tells_late(["OptimConfig.weight_decay", "ModelConfig.num_layers"])
+    assert not tells_late([])
 
 
 def test_passed_over_ideas_come_again_beside_the_incumbent_on_the_next_seed() -> None:
