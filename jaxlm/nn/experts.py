@@ -173,10 +173,12 @@ def _experts(
     return product(hidden_AF, weights.down_EFD, WRITE)
 
 
-def chosen(impl: Impl) -> str:
+def chosen(impl: Impl, D: int, F: int, dtype: str) -> str:
     """What experts run by on the mesh that surrounds the call: "reference", "xla" or "pallas".
 
     Raises ValueError for a kernel that was asked for and cannot run.
     """
-    how = choose_product(impl, mesh_tpu())
+    *_, width_axes = spec(READ)
+    F //= num_parts(*jax.tree.leaves((width_axes,)))
+    how = choose_product(impl, mesh_tpu(), D, F, jnp.dtype(dtype).itemsize)
     return how if how in ("reference", "xla") else "pallas"

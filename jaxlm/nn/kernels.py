@@ -108,17 +108,27 @@ def linear_cross_entropy(
 
     Rows and positions are split over the data axes, the vocabulary over the model axis.  Only
     `loss` has a derivative, by x and by the table; it is computed along with the loss.
+    Raises ValueError as pallas_kernels.cross_entropy.api.
     """
-    chip, z_loss = mesh_tpu(), jnp.asarray(z_loss, jnp.float32)
+    for name, array in (("targets", targets_BT), ("weights", weights_BT)):
+        if x_BTD.ndim != 3 or array.shape != x_BTD.shape[:2]:
+            raise ValueError(f"x {x_BTD.shape} and {name} {array.shape} must be (B, T, D), (B, T)")
     arrays = x_BTD, table_VD, targets_BT, weights_BT
-    if jax.sharding.get_abstract_mesh().empty:
+    flat: Any = _flat(*arrays)
+    loss_api.check(*flat, softcap=softcap, z_loss=z_loss)
+    z_loss = jnp.asarray(z_loss, jnp.float32)
+    # the compiler splits the definition, which is plain array code
+    if jax.sharding.get_abstract_mesh().empty or impl == "reference":
         options: Any = dict(softcap=softcap, z_loss=z_loss, impl=impl)
-        found = loss_api.linear_cross_entropy(*_flat(*arrays), **options)
+        found = loss_api.linear_cross_entropy(*flat, **options)
         return found._replace(lse_R=found.lse_R.reshape(targets_BT.shape))
-    if impl == "auto":
-        impl = "pallas" if chip else "xla"
-    choose = partial(loss_api.choose, impl, chip)  # by the sizes on each device
-    return _sharded_loss(softcap, choose, *arrays, z_loss)
+    return _sharded_loss(softcap, partial(_choose_loss, impl), *arrays, z_loss)
+
+
+def _choose_loss(impl: Impl, x_RD: loss_api.Shaped, table_VD: loss_api.Shaped) -> Any:
+    """As pallas_kernels.cross_entropy.api.choose, for what each device of the mesh holds."""
+    chip = mesh_tpu()
+    return loss_api.choose("xla" if impl == "auto" and chip is None else impl, chip, x_RD, table_VD)
 
 
 def is_loss_fused(impl: Impl, num_rows: int, vocab_size: int) -> bool:
@@ -128,24 +138,39 @@ def is_loss_fused(impl: Impl, num_rows: int, vocab_size: int) -> bool:
     return impl != "reference"
 
 
-def chosen(attention_impl: Impl, loss_impl: Impl, rows: int, T: int, V: int) -> dict[str, str]:
+def _loss_chosen(impl: Impl, R: int, V: int, D: int, dtype: str) -> str:
+    """ "reference", "xla" or "pallas": what the loss of R rows runs by on this mesh."""
+    if not is_loss_fused(impl, R, V):
+        return "reference"
+    x_RD = jax.ShapeDtypeStruct((R, D), dtype)
+    table_VD = jax.eval_shape(_rounded, jax.ShapeDtypeStruct((V, D), jnp.float32), x_RD)
+    how = _choose_loss(impl, x_RD, table_VD)
+    return how if isinstance(how, str) else "pallas"
+
+
+def chosen(
+    attention_impl: Impl,
+    loss_impl: Impl,
+    rows: int,
+    T: int,
+    V: int,
+    D: int = 1,
+    dtype: str = "bfloat16",
+) -> dict[str, str]:
     """What "auto" comes to for a batch, on the mesh that surrounds the call: for env.json.
+
+    D, dtype: of the model's stream; the loss of a wide one has no kernel
 
     Raises ValueError for a kernel that was asked for and cannot run.
     """
     chip, tpu = mesh_chip(), mesh_tpu()
     devices = f"the mesh is of {chip or jax.default_backend()} devices"
     why_not = None if chip else f"{devices}, not of TPUs or GPUs that have a kernel"
-    loss: Impl = "pallas" if tpu else "xla"
     if loss_impl == "pallas" and not tpu:
         raise ValueError(f"loss impl 'pallas' cannot run: {devices}, not of TPUs")
-    if loss_impl != "auto":
-        loss = loss_impl
-    elif not is_loss_fused(loss_impl, rows * T, V):
-        loss = "reference"
     return {
         "attention": attention_api.choose(attention_impl, why_not, T, can_skip=True),
-        "loss": loss,
+        "loss": _loss_chosen(loss_impl, rows * T, V, D, dtype),
         "chip": chip or "none",
     }
 

@@ -200,11 +200,18 @@ def kernel_choices(config: RunConfig) -> dict[str, str]:
     try:
         with on_mesh(make_mesh(config.mesh)):
             found = kernels.chosen(
-                model.attention_impl, model.loss_impl, rows, data.seq_len, model.vocab_size
+                model.attention_impl,
+                model.loss_impl,
+                rows,
+                data.seq_len,
+                model.vocab_size,
+                model.embed_dim,
+                model.compute_dtype,
             )
-            return found | (
-                {"experts": experts.chosen(model.expert_impl)} if model.num_experts else {}
-            )
+            if model.num_experts:
+                sizes = model.embed_dim, model.expert_width, model.compute_dtype
+                found["experts"] = experts.chosen(model.expert_impl, *sizes)
+            return found
     except ValueError as e:
         raise ConfigError(f"ModelConfig: {e}; set it to 'auto'") from e
 

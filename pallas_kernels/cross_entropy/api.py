@@ -4,19 +4,22 @@
 Legend: R rows  D width  V vocabulary
 """
 
+import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.cross_entropy import reference, xla
 from pallas_kernels.cross_entropy.rows import CrossEntropy, Task, sums
 from pallas_kernels.tuning.chips import running_chip
-from pallas_kernels.tuning.cross_entropy import CHIPS, Config, config
+from pallas_kernels.tuning.cross_entropy import CHIPS, Config, config, max_width
 
 Impl = Literal["auto", "reference", "xla", "pallas"]
 IMPLS = ("auto", "reference", "xla", "pallas")
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
 WHOLE_LOGITS = 2**26  # up to here (256 MiB) `auto` keeps them whole where there is no kernel
 
@@ -42,22 +45,25 @@ def linear_cross_entropy(
     softcap:    logits become cap * tanh(logits / cap)
     num_valid:  tokens from here on do not exist (a vocabulary padded to a round number)
     impl:       "reference" is the definition, "xla" keeps the logits of a chunk of rows, "pallas"
-                those of a tile; "auto" is "pallas" on a TPU, else "xla" where logits get large
+                those of a tile; "auto" is "pallas" on a TPU that has room for rows so wide, else
+                "xla" where logits get large
     chip:       a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
 
     Only `loss` is differentiable, to x and table, once; its gradients are computed along with it
     except by "reference", and only if they are asked for.
-    Raises ValueError for shapes or dtypes that do not fit, and for "pallas" without a TPU.
+    Raises ValueError for shapes or dtypes that do not fit, and for "pallas" without a TPU or
+    beyond its width.
 
     >>> x_RD, table_VD = jnp.ones((2, 4)), jnp.zeros((8, 4))
     >>> found = linear_cross_entropy(x_RD, table_VD, jnp.array([0, 5]), jnp.ones(2))
     >>> print(found.loss.round(4), found.correct)  # 2 ln 8; of equal logits the first is the best
     4.1589 1.0
     """
-    _check(x_RD, table_VD, targets_R, weights_R, softcap, num_valid)
+    arrays = x_RD, table_VD, targets_R, weights_R
+    check(*arrays, softcap=softcap, z_loss=z_loss, num_valid=num_valid)
     task = Task(softcap, jnp.asarray(z_loss, jnp.float32), num_valid, None)
     how = choose(impl, chip, x_RD, table_VD)
-    arrays = x_RD, table_VD, targets_R, weights_R.astype(jnp.float32)
+    arrays = *arrays[:3], weights_R.astype(jnp.float32)
     if how == "reference":
         return reference.linear_cross_entropy(*arrays, task)
     return _fused(*arrays, task.z_loss, task._replace(z_loss=0.0), how)
@@ -144,36 +150,44 @@ def _localize(task: Task, V: int, targets_R: jax.Array) -> tuple[Task, jax.Array
     return task._replace(num_valid=num_valid), targets_R - first
 
 
-def choose(impl: Impl, chip: str | None, x_RD: jax.Array, table_VD: jax.Array) -> str | Config:
+def choose(impl: Impl, chip: str | None, x_RD: Shaped, table_VD: Shaped) -> str | Config:
     """What runs: "reference", "xla", or the sizes of the TPU kernel.
 
-    Raises ValueError for an unknown impl or chip, and for "pallas" without a TPU.
+    Raises ValueError for an unknown impl or chip, and for "pallas" where it cannot run.
     """
     if impl not in IMPLS:
         raise ValueError(f"unknown cross-entropy impl {impl!r}; allowed: {', '.join(IMPLS)}")
     if chip is not None and chip not in CHIPS:
         raise ValueError(f"unknown chip {chip!r}; allowed: {', '.join(CHIPS)}")
-    chip = chip or running_chip()
-    if impl == "auto" and chip is not None:
-        impl = "pallas"
-    elif impl == "auto":
-        impl = "reference" if len(x_RD) * len(table_VD) <= WHOLE_LOGITS else "xla"
-    if impl != "pallas":
+    chip, (R, D), V = chip or running_chip(), x_RD.shape, len(table_VD)
+    if impl == "auto" and chip is None:
+        return "reference" if R * V <= WHOLE_LOGITS else "xla"
+    if impl in ("reference", "xla"):
         return impl
     if chip is None:
         raise ValueError("cross-entropy impl 'pallas' needs a TPU: v5e, v5p, v6e or tpu7x")
-    (R, D), V = x_RD.shape, len(table_VD)
-    return config(chip, R, V, D, x_RD.dtype.itemsize, table_VD.dtype.itemsize)
+    item_bytes = x_RD.dtype.itemsize, table_VD.dtype.itemsize
+    if (widest := max_width(chip, *item_bytes)) >= D:
+        return config(chip, R, V, D, *item_bytes)
+    if impl == "auto":
+        return "xla"
+    raise ValueError(
+        f"x has a width of {D}; cross-entropy impl 'pallas' on {chip} allows up to {widest} of "
+        f"{x_RD.dtype}, with a table of {table_VD.dtype}"
+    )
 
 
-def _check(
+def check(
     x_RD: jax.Array,
     table_VD: jax.Array,
     targets_R: jax.Array,
     weights_R: jax.Array,
-    softcap: float | None,
-    num_valid: int | None,
+    *,
+    softcap: float | None = None,
+    z_loss: jax.Array | float = 0.0,
+    num_valid: int | None = None,
 ) -> None:
+    """Raises ValueError, naming the argument, for what linear_cross_entropy cannot take."""
     floats = (jnp.bfloat16, jnp.float32)
     if x_RD.ndim != 2 or table_VD.ndim != 2 or x_RD.shape[1] != table_VD.shape[1]:
         raise ValueError(f"x {x_RD.shape} and table {table_VD.shape} must be (R, D) and (V, D)")
@@ -187,7 +201,14 @@ def _check(
             raise ValueError(f"{name} {array.shape} must be {x_RD.shape[:1]}, one for each row")
     if not jnp.issubdtype(targets_R.dtype, jnp.integer):
         raise ValueError(f"targets are {targets_R.dtype}; allowed: integers")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap is {softcap}; allowed: None or more than 0")
-    if num_valid is not None and not 0 < num_valid <= len(table_VD):
-        raise ValueError(f"num_valid is {num_valid}; allowed: 1 to {len(table_VD)}, or None")
+    if softcap is not None and not (_is_number(softcap) and 0 < softcap < math.inf):
+        raise ValueError(f"softcap is {softcap!r}; allowed: None, or a finite number above 0")
+    if jnp.shape(z_loss) != ():
+        raise ValueError(f"z_loss is {z_loss!r}; allowed: a number")
+    is_int = isinstance(num_valid, int | np.integer) and not isinstance(num_valid, bool)
+    if num_valid is not None and not (is_int and 0 < num_valid <= len(table_VD)):
+        raise ValueError(f"num_valid is {num_valid!r}; allowed: 1 to {len(table_VD)}, or None")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

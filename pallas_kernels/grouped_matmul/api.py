@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.grouped_matmul import reference, xla
 from pallas_kernels.tuning.chips import running_chip
-from pallas_kernels.tuning.grouped_matmul import CHIPS, product_blocks, weights_blocks
+from pallas_kernels.tuning.grouped_matmul import CHIPS, max_width, product_blocks, weights_blocks
 
 Impl = Literal["auto", "reference", "xla", "pallas"]
 IMPLS = ("auto", "reference", "xla", "pallas")
@@ -31,12 +31,13 @@ def grouped_matmul(
     x_RD:     bf16 or f32, the rows of group 0 first, then those of group 1, ...
     w_EDF:    in the dtype of x
     sizes_E:  int, rows of each group; may be 0.  Their sum is at most R: rows beyond give zeros
-    impl:     "reference" is the definition, "xla" has no kernel; "auto" is "pallas" on a TPU,
-              else "xla"
+    impl:     "reference" is the definition, "xla" has no kernel; "auto" is "pallas" on a TPU
+              that has room for matrices so wide, else "xla"
     chip:     a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
 
     Differentiable with respect to x and w; the matrix of a group without rows gets zeros.
-    Raises ValueError for shapes or dtypes that do not fit, and for "pallas" without a TPU.
+    Raises ValueError for shapes or dtypes that do not fit, and for "pallas" without a TPU or
+    beyond its width.
 
     >>> x_RD, w_EDF = jnp.ones((3, 2)), jnp.array([1.0, 10.0])[:, None, None] * jnp.eye(2)
     >>> print(grouped_matmul(x_RD, w_EDF, jnp.array([1, 1])))
@@ -45,7 +46,7 @@ def grouped_matmul(
      [ 0.  0.]]
     """
     _check(x_RD, w_EDF, sizes_E)
-    how = choose(impl, chip)
+    how = choose(impl, chip, *w_EDF.shape[1:], x_RD.dtype.itemsize)
     if how == "reference":
         return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
     if how == "xla":
@@ -83,8 +84,11 @@ def _kernels() -> Any:
     return tpu
 
 
-def choose(impl: Impl, chip: str | None) -> str:
-    """ "reference", "xla", or the chip whose kernel runs.  Raises ValueError as grouped_matmul."""
+def choose(impl: Impl, chip: str | None, D: int, F: int, item_bytes: int) -> str:
+    """ "reference", "xla", or the chip whose kernel runs.  Raises ValueError as grouped_matmul.
+
+    F counts as D does: the gradient by x contracts it.
+    """
     if impl not in IMPLS:
         raise ValueError(f"unknown grouped matmul impl {impl!r}; allowed: {', '.join(IMPLS)}")
     if chip is not None and chip not in CHIPS:
@@ -94,7 +98,18 @@ def choose(impl: Impl, chip: str | None) -> str:
         return impl
     if chip is None and impl == "pallas":
         raise ValueError("grouped matmul impl 'pallas' needs a TPU: v5e, v5p, v6e or tpu7x")
-    return chip or "xla"
+    if chip is None:
+        return "xla"
+    for width, other in ((D, F), (F, D)):
+        if width <= (widest := max_width(chip, other, item_bytes)):
+            continue
+        if impl == "auto":
+            return "xla"
+        raise ValueError(
+            f"w has a width of {width}; grouped matmul impl 'pallas' on {chip} allows up to "
+            f"{widest} of {8 * item_bytes} bits"
+        )
+    return chip
 
 
 def _check(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> None:

@@ -41,19 +41,23 @@ CHIPS = {
 }
 KEPT_SHARE = 0.049  # of the memory that f32 logits would take
 KEPT_BYTES = 64 * MIB  # or this, if it is more
+LEAST_ROWS = 128  # of a chunk
 
 
 def config(chip: str, R: int, V: int, D: int, item_bytes: int, table_item_bytes: int) -> Config:
-    """Chunks of rows by chip, fewer where D is large; tiles that the cores can share."""
+    """Chunks of rows by chip, fewer where D is large; tiles that the cores can share.
+
+    Raises ValueError if D is beyond `max_width`.
+    """
     known = CHIPS[chip]
     dtype = "float32" if item_bytes == 4 else "bfloat16"
     found = tuned("cross_entropy", chip, f"{V} x {D}", dtype)
     rows, block_v = found.get("rows", known.rows), found.get("block_v", known.block_v)
     while _vmem(rows, block_v, D, item_bytes, table_item_bytes) > known.vmem_bytes:
         if block_v > known.step_v:
-            block_v -= known.step_v
-        elif rows > 128:
-            rows //= 2
+            block_v = max(block_v - known.step_v, known.step_v)
+        elif rows > LEAST_ROWS:
+            rows = max(rows // 2, LEAST_ROWS)
         else:
             raise ValueError(f"a width of {D} is too much for the vector memory of {chip}")
     for v in range(block_v, block_v // 3, -known.step_v):
@@ -64,6 +68,13 @@ def config(chip: str, R: int, V: int, D: int, item_bytes: int, table_item_bytes:
     memory = max(KEPT_SHARE * 4 * R * V, KEPT_BYTES)
     kept_frac = min(1.0, memory / (item_bytes * r * V))
     return Config(rows, block_v, kept_frac, 512, known.num_cores, known.vmem_bytes)
+
+
+def max_width(chip: str, item_bytes: int, table_item_bytes: int) -> int:
+    """The largest D whose smallest blocks fit into vector memory."""
+    known = CHIPS[chip]
+    of = lambda D: _vmem(LEAST_ROWS, known.step_v, D, item_bytes, table_item_bytes)
+    return (known.vmem_bytes - of(0)) // (of(1) - of(0))
 
 
 def _vmem(rows: int, block_v: int, D: int, item_bytes: int, table_item_bytes: int) -> int:

@@ -42,16 +42,13 @@ def product_blocks(
 ) -> Blocks:
     """Blocks of y (R, F) = x (R, D) w: tiles of rows as long as groups, then columns of w.
 
-    Raises ValueError if D is too wide for vector memory.
+    Raises ValueError if D is beyond `max_width`.
     """
     num_cores, budget, max_product = CHIPS[chip]
     rows = 512
     while rows > LANES and (rows * E > R or 4 * rows * D * item_bytes > budget):
         rows //= 2
-    # two buffers of every block, the f32 product
-    bytes_of = lambda columns: (
-        2 * item_bytes * (rows * D + D * columns + rows * columns) + 4 * rows * columns
-    )
+    bytes_of = lambda columns: _product_bytes(rows, D, columns, item_bytes)
     columns = _split(
         F, lambda columns: bytes_of(columns) <= budget and rows * D * columns <= max_product
     )
@@ -62,6 +59,17 @@ def product_blocks(
     blocks = Blocks(rows, piece, columns, 0, num_cores, budget + 8 * MIB)
     operation = "grouped_matmul_dx" if is_flipped else "grouped_matmul_forward"
     return blocks._replace(**tuned(operation, chip, f"{E} x {D} x {F}", DTYPES[item_bytes]))
+
+
+def max_width(chip: str, F: int, item_bytes: int) -> int:
+    """The largest contracted width D of y (R, F) whose smallest blocks fit into vector memory."""
+    of = lambda D: _product_bytes(LANES, D, min(LANES, F), item_bytes)
+    return (CHIPS[chip].vmem_bytes - of(0)) // (of(1) - of(0))
+
+
+def _product_bytes(rows: int, D: int, columns: int, item_bytes: int) -> int:
+    """Two buffers of every block, the f32 product."""
+    return 2 * item_bytes * (rows * D + D * columns + rows * columns) + 4 * rows * columns
 
 
 def weights_blocks(chip: str, D: int, F: int, item_bytes: int) -> Blocks:
