@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from jaxlm.cli.common import add_device_arguments, set_up_devices
@@ -30,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.train.validate import validate
 
     trained = restore_run(args.run_dir)
+    if trained.notice:
+        print(trained.notice, file=sys.stderr)
     data = prepare(trained.config.data)
     if trained.data_id not in (None, data.data_id):
         raise RunError(

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.train.setup import on_mesh
 
     trained = restore_run(args.run_dir)
+    if trained.notice:
+        print(trained.notice, file=sys.stderr)
     tokenizer = trained.tokenizer
     prompt = [tokenizer.separator_id, *tokenizer.encode(args.prompt)]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)

@@ -41,7 +41,13 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxlm.config import resolve
     from jaxlm.telemetry.display import make_display
-    from jaxlm.train.session import describe, describe_memory, run_training, summary_table
+    from jaxlm.train.session import (
+        describe,
+        describe_kernels,
+        describe_memory,
+        run_training,
+        summary_table,
+    )
 
     stream = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")
     display = make_display(config.train.log_every, stream)
@@ -51,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
         load_step = open_step(config, args.executable)
     if args.dry_run:
-        display.table("run", describe(resolve(config, jax.device_count())))
+        resolved = resolve(config, jax.device_count())
+        display.table("run", describe(resolved) | describe_kernels(config))
         display.table("memory, over all devices", describe_memory(config))
         return 0
     gin_text = "".join(Path(p).read_text(encoding="utf-8") for p in args.config)

@@ -3,6 +3,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -14,7 +15,9 @@ from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.train.checkpoint import newest_whole, restore
 from jaxlm.train.run_dir import CHECKPOINTS, TOKENIZER, load_config, read_json
-from jaxlm.train.setup import Trainer, build_trainer
+from jaxlm.train.setup import Trainer, build_trainer, kernel_choices
+
+IMPLS = ("attention_impl", "loss_impl", "expert_impl")  # fields of ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class TrainedRun:
     step: int
     params: Params  # the ones to evaluate: averaged, if the optimizer averages
     data_id: str | None  # of the data it was trained on
+    notice: str | None = None  # what cannot be here as it was in training
 
 
 def fitted(config: RunConfig, num_devices: int) -> tuple[RunConfig, int]:
@@ -49,6 +53,21 @@ def fitted(config: RunConfig, num_devices: int) -> tuple[RunConfig, int]:
     raise refused[0]
 
 
+def runnable(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[RunConfig, str | None]:
+    """The config without kernels that these devices lack, and a notice of it.
+
+    A run of other devices can be used here: what a kernel computes is the same by any other way.
+    """
+    try:
+        kernel_choices(config, mesh)
+    except ConfigError as e:
+        model = config.model
+        auto: dict[str, Any] = {name: "auto" for name in IMPLS if getattr(model, name) == "pallas"}
+        model = dataclasses.replace(model, **auto)
+        return dataclasses.replace(config, model=model), f"{e}: so it is, for this command"
+    return config, None
+
+
 def restore_run(run_dir: Path) -> TrainedRun:
     """Reads a run directory, which may still be training; changes nothing in it.
 
@@ -62,7 +81,8 @@ def restore_run(run_dir: Path) -> TrainedRun:
         vocab_size=config.data.tokenizer.vocab_size,
     )
     mesh = make_mesh(config.mesh, jax.devices()[:num_devices])
-    trainer = build_trainer(config, tokenizer.bytes_per_token_V, mesh)
+    here, notice = runnable(config, mesh)
+    trainer = build_trainer(here, tokenizer.bytes_per_token_V, mesh)
     damaged: list[str] = []
     step = newest_whole(run_dir / CHECKPOINTS, damaged.append)
     if step is None:
@@ -70,6 +90,5 @@ def restore_run(run_dir: Path) -> TrainedRun:
             f"{run_dir} has no checkpoint yet; wait for its first, or run `jaxlm train` again"
         )
     state = restore(run_dir / CHECKPOINTS, step, trainer.abstract_state)
-    return TrainedRun(
-        config, tokenizer, trainer, step, trainer.eval_params(state), env.get("data_id")
-    )
+    params, data_id = trainer.eval_params(state), env.get("data_id")
+    return TrainedRun(config, tokenizer, trainer, step, params, data_id, notice)

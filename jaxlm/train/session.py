@@ -18,13 +18,12 @@ import numpy as np
 
 from jaxlm.config import Resolved, RunConfig, resolve
 from jaxlm.core.canonical import to_jsonable, write_atomic, write_json_atomic
-from jaxlm.core.errors import ConfigError, NonFiniteError
+from jaxlm.core.errors import NonFiniteError
 from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import PreparedData
 from jaxlm.loss import batch_loss
 from jaxlm.model.residuals import saved_bytes
 from jaxlm.model.transformer import Model
-from jaxlm.nn import experts, kernels
 from jaxlm.optim.groups import group_indices
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.telemetry.display import Display, make_display
@@ -36,7 +35,7 @@ from jaxlm.train.compiler import compiler_options
 from jaxlm.train.loop import Outcome, Run, train
 from jaxlm.train.processes import all_alike, leaving_at_failure, main_first
 from jaxlm.train.run_dir import TOKENIZER, check_run_dir, environment, flat, open_run_dir
-from jaxlm.train.setup import Trainer, abstract_batch, build_trainer, on_mesh
+from jaxlm.train.setup import Trainer, abstract_batch, build_trainer, kernel_choices, on_mesh
 from jaxlm.train.stop import StopRequest
 
 Summary = dict[str, Any]  # what summary.json holds
@@ -64,8 +63,7 @@ def run_training(
     is_main = jax.process_index() == 0
     display = make_display(config.train.log_every) if display is None else display
     resolved = resolve(config, jax.device_count())
-    display.table("run", describe(resolved))
-    kernel_choices(config)
+    display.table("run", describe(resolved) | describe_kernels(config))
     if config.train.tensorboard:
         check_installed()
     group_indices(Model(config.model).axes(), config.optim.groups)  # each must match a parameter
@@ -112,6 +110,12 @@ def describe(resolved: Resolved) -> dict[str, str]:
     devices = jax.devices()
     kind = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     return resolved.describe() | {"devices": kind}
+
+
+def describe_kernels(config: RunConfig) -> dict[str, str]:
+    """What each part runs by here.  Raises ConfigError for a kernel that cannot run."""
+    choices = kernel_choices(config, make_mesh(config.mesh))
+    return {"kernels": ", ".join(f"{part} {how}" for part, how in choices.items())}
 
 
 def describe_memory(config: RunConfig) -> dict[str, str]:
@@ -187,33 +191,10 @@ def write_start(run: Run, data: PreparedData) -> None:
         "data_id": data.data_id,
         "tokenizer_sha256": data.tokenizer_sha256,
         "config_id": config.config_id,
-        "kernels": kernel_choices(config),
+        "kernels": kernel_choices(config, run.trainer.mesh),
         "compiler_options": compiler_options(run.trainer.mesh) or {},
     }
     write_json_atomic(run.run_dir / "env.json", environment(**facts))
-
-
-def kernel_choices(config: RunConfig) -> dict[str, str]:
-    """What attention, loss and experts run by.  Raises ConfigError for a kernel that cannot run here."""
-    model, data = config.model, config.data
-    rows = data.batch_size // config.train.num_micro_batches
-    try:
-        with on_mesh(make_mesh(config.mesh)):
-            found = kernels.chosen(
-                model.attention_impl,
-                model.loss_impl,
-                rows,
-                data.seq_len,
-                model.vocab_size,
-                model.embed_dim,
-                model.compute_dtype,
-            )
-            if model.num_experts:
-                sizes = model.embed_dim, model.expert_width, model.compute_dtype
-                found["experts"] = experts.chosen(model.expert_impl, *sizes)
-            return found
-    except ValueError as e:
-        raise ConfigError(f"ModelConfig: {e}; set it to 'auto'") from e
 
 
 def _prepare(

@@ -18,11 +18,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.config import RunConfig
+from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Params
 from jaxlm.evaluate import EvalStep, make_eval_step
 from jaxlm.loss import LossSums, batch_loss
 from jaxlm.model.balance import balance
 from jaxlm.model.transformer import Model
+from jaxlm.nn import experts, kernels
 from jaxlm.optim.build import eval_params, make_optimizer
 from jaxlm.optim.hparams import hparams
 from jaxlm.optim.schedule import learning_rate_scale
@@ -69,9 +71,10 @@ def build_trainer(
 
     bytes_per_token_V: of the tokenizer, whose vocabulary may be smaller than the embedding's.
 
-    Raises ConfigError when the config does not fit the devices.
+    Raises ConfigError when the config does not fit the devices, or asks for a kernel that they lack.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
+    kernel_choices(config, mesh)
     model = Model(config.model, config.mesh)
     optimizer = make_optimizer(config.optim, model.axes(), by_layers)
     unused_rows = config.model.vocab_size - len(bytes_per_token_V)
@@ -109,6 +112,24 @@ def build_trainer(
         eval_step=make_eval_step(model, np.pad(bytes_per_token_V, (0, unused_rows))),
         probe=probe,
     )
+
+
+def kernel_choices(config: RunConfig, mesh: Mesh) -> dict[str, str]:
+    """What attention, loss and experts run by.  Raises ConfigError for a kernel that cannot run here."""
+    model, data = config.model, config.data
+    rows = data.batch_size // config.train.num_micro_batches
+    sizes = rows, data.seq_len, model.vocab_size, model.embed_dim
+    try:
+        with on_mesh(mesh, rules_of(config.mesh)):
+            found = kernels.chosen(
+                model.attention_impl, model.loss_impl, *sizes, model.compute_dtype
+            )
+            if model.num_experts:
+                widths = model.embed_dim, model.expert_width
+                found["experts"] = experts.chosen(model.expert_impl, *widths, model.compute_dtype)
+            return found
+    except ValueError as e:
+        raise ConfigError(f"ModelConfig: {e}; set it to 'auto'") from e
 
 
 def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, Any]:

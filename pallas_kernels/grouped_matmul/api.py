@@ -46,7 +46,8 @@ def grouped_matmul(
      [ 0.  0.]]
     """
     _check(x_RD, w_EDF, sizes_E)
-    how = choose(impl, chip, *w_EDF.shape[1:], x_RD.dtype.itemsize)
+    _, D, F = w_EDF.shape
+    how = choose(impl, chip, D, F, x_RD.dtype.itemsize)
     if how == "reference":
         return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
     if how == "xla":

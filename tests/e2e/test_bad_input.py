@@ -254,6 +254,9 @@ TOOLS: dict[str, tuple[Setup | None, str, str]] = {
     "plan: compare has no page": (
         None, "plan base.gin base.gin --compare --analytic --topology v5p:2x2x1 --html x.html", "--html does not go with --compare",
     ),
+    "train: no kernel, dry": (
+        None, set_("ModelConfig.loss_impl = 'pallas'") + " --dry-run", "loss impl 'pallas' cannot run: the mesh is of cpu devices",
+    ),
     "bench: no step": (None, "bench step base.gin --steps 1", "--steps must be >= 2, got 1"),
     "bench: no batch": (None, "bench loader base.gin --steps 0", "--steps must be >= 1, got 0"),
     "bench: no loop": (None, "bench loop base.gin --steps -1", "--steps must be >= 4, got -1"),

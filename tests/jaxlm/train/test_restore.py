@@ -6,9 +6,13 @@ import dataclasses
 import jax
 import pytest
 
+from jaxlm.bench.step import set_up
+from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
 from jaxlm.sharding.config import MeshConfig
-from jaxlm.train.restore import fitted
+from jaxlm.sharding.mesh import make_mesh
+from jaxlm.train.restore import fitted, runnable
+from jaxlm.train.session import describe_kernels, describe_memory
 from tests.jaxlm.train.conftest import CONFIG
 
 MESHES = [
@@ -34,3 +38,27 @@ def test_elsewhere_it_takes_all_devices_or_else_one(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(ConfigError, match="fsdp=4, model=2 needs 8 devices, found 3"):
         fitted(config, 3)
+
+
+def with_model(**changes: str) -> RunConfig:
+    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+
+
+@pytest.mark.parametrize("part", ["attention", "loss"])
+def test_a_kernel_that_cannot_run_is_refused_wherever_a_step_is_built(part: str):
+    for use in (describe_kernels, describe_memory, set_up):
+        with pytest.raises(ConfigError, match=f"{part} impl 'pallas' cannot run: .* to 'auto'"):
+            use(with_model(**{f"{part}_impl": "pallas"}))
+
+
+def test_a_run_of_other_devices_goes_without_their_kernels():
+    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    found, notice = runnable(with_model(attention_impl="pallas", loss_impl="xla"), mesh)
+    assert found == with_model(attention_impl="auto", loss_impl="xla")
+    assert notice is not None and "attention impl 'pallas' cannot run" in notice
+    assert runnable(CONFIG, mesh) == (CONFIG, None)
+
+
+def test_the_choices_are_told_at_the_start():
+    line = describe_kernels(with_model(attention_impl="reference"))["kernels"]
+    assert line.startswith("attention reference, loss reference")
