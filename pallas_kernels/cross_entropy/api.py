@@ -40,8 +40,9 @@ def linear_cross_entropy(
 
     x_RD:       bf16 or f32, whose products are in this dtype and summed in f32
     table_VD:   bf16 or f32; its gradient is summed in f32 and comes in its own dtype
-    targets_R:  int; rows of weight 0 may hold anything
-    weights_R:  f32; a divisor belongs in here, where it costs nothing
+    targets_R:  int; of a row that has a weight, one outside of the vocabulary costs 1e30 nats
+    weights_R:  f32; a divisor belongs in here, where it costs nothing.  Rows of weight 0 count for
+                nothing, whatever they hold; but for gradients their x must be finite
     softcap:    logits become cap * tanh(logits / cap)
     num_valid:  tokens from here on do not exist (a vocabulary padded to a round number)
     impl:       "reference" is the definition, "xla" keeps the logits of a chunk of rows, "pallas"
@@ -50,7 +51,8 @@ def linear_cross_entropy(
     chip:       a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
 
     Only `loss` is differentiable, to x and table, once; its gradients are computed along with it
-    except by "reference", and only if they are asked for.
+    except by "reference", and only if they are asked for.  All other derivatives are 0: those by
+    weights and z_loss, and those of the statistics.
     Raises ValueError for shapes or dtypes that do not fit, and for "pallas" without a TPU or
     beyond its width.
 

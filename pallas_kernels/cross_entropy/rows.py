@@ -108,10 +108,10 @@ def whole(tree: Any, R: int) -> Any:
 def sums(
     rows: Rows, targets_R: jax.Array, weights_R: jax.Array, z_loss: jax.Array | float
 ) -> CrossEntropy:
-    """The weighted sums; rows of weight 0 count for nothing, whatever their target."""
-    nats_R = jnp.where(weights_R == 0, 0.0, weights_R * (rows.lse_r - rows.hit_r))
-    nats = jnp.sum(nats_R)
-    z_squares = jnp.sum(weights_R * jnp.square(rows.lse_r))
+    """The weighted sums; rows of weight 0 count for nothing, whatever they hold."""
+    weighted = lambda a_R: jnp.sum(jnp.where(weights_R == 0, 0.0, weights_R * a_R))
+    nats = weighted(rows.lse_r - rows.hit_r)
+    z_squares = weighted(jnp.square(rows.lse_r))
     return CrossEntropy(
         loss=nats + z_loss * z_squares,
         nats=nats,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.grouped_matmul import reference, xla
 from pallas_kernels.tuning.chips import running_chip
@@ -30,7 +31,9 @@ def grouped_matmul(
 
     x_RD:     bf16 or f32, the rows of group 0 first, then those of group 1, ...
     w_EDF:    in the dtype of x
-    sizes_E:  int, rows of each group; may be 0.  Their sum is at most R: rows beyond give zeros
+    sizes_E:  int, rows of each group; may be 0.  Their sum is at most R: rows beyond give zeros.
+              Where they are known only to the device, negative ones count as 0, and groups end
+              where the rows do; where they are known here, ValueError
     impl:     "reference" is the definition, "xla" has no kernel; "auto" is "pallas" on a TPU
               that has room for matrices so wide, else "xla"
     chip:     a TPU (v5e, v5p, v6e, tpu7x) to compile for; None: the one that runs
@@ -48,11 +51,18 @@ def grouped_matmul(
     _check(x_RD, w_EDF, sizes_E)
     _, D, F = w_EDF.shape
     how = choose(impl, chip, D, F, x_RD.dtype.itemsize)
+    sizes_E = _bounded(sizes_E, len(x_RD))
     if how == "reference":
         return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
     if how == "xla":
         return xla.grouped_matmul(x_RD, w_EDF, sizes_E)
     return _by_kernel(x_RD, w_EDF, sizes_E, how)
+
+
+def _bounded(sizes_E: jax.Array, R: int) -> jax.Array:
+    """int32 sizes that no schedule leaves the rows by, whatever was given."""
+    stop_E = jnp.cumsum(jnp.maximum(sizes_E.astype(jnp.int32), 0))
+    return jnp.diff(jnp.minimum(stop_E, R), prepend=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -120,6 +130,10 @@ def _check(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> None:
         raise ValueError(f"sizes {sizes_E.shape} must be {w_EDF.shape[:1]}, one for each group")
     if not jnp.issubdtype(sizes_E.dtype, jnp.integer):
         raise ValueError(f"sizes are {sizes_E.dtype}; allowed: integers")
+    if not isinstance(sizes_E, jax.core.Tracer):
+        sizes, R = np.asarray(sizes_E).astype(np.int64), len(x_RD)
+        if sizes.min(initial=0) < 0 or sizes.sum() > R:
+            raise ValueError(f"sizes are {sizes.tolist()}; allowed: none below 0, {R} in all")
     if x_RD.dtype not in (jnp.bfloat16, jnp.float32) or w_EDF.dtype != x_RD.dtype:
         raise ValueError(
             f"x is {x_RD.dtype} and w {w_EDF.dtype}; allowed: both bfloat16, both float32"

@@ -262,3 +262,26 @@ def test_bad_input_is_named(change: dict, message: str):
     } | change
     with pytest.raises(ValueError, match=message):
         api.linear_cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+def test_rows_of_weight_0_count_for_nothing_whatever_they_hold(impl: str):
+    x_RD, table_VD, targets_R, weights_R = Case().arrays()
+    run = partial(api.linear_cross_entropy, z_loss=0.1, impl=impl)
+    clean = run(x_RD, table_VD, targets_R, weights_R)
+    for bad in (jnp.nan, jnp.inf):
+        x_RD = jnp.where(weights_R[:, None] == 0, bad, x_RD)
+        found = run(x_RD, table_VD, targets_R, weights_R)
+        np.testing.assert_allclose(found[:5], clean[:5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+def test_weights_and_z_loss_have_no_derivative(impl: str):
+    x_RD, table_VD, targets_R, weights_R = Case().arrays()
+
+    def loss(weights_R, z_loss):
+        arrays = x_RD, table_VD, targets_R, weights_R
+        return api.linear_cross_entropy(*arrays, z_loss=z_loss, impl=impl).loss
+
+    for gradient in jax.grad(loss, (0, 1))(weights_R, 0.1):
+        assert not np.any(gradient)

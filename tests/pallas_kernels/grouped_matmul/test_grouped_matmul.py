@@ -188,3 +188,25 @@ def test_bad_input_is_named(change: dict, message: str):
     } | change
     with pytest.raises(ValueError, match=message):
         api.grouped_matmul(**arguments)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_sizes_may_be_of_any_integers(impl: api.Impl, dtype: str):
+    x_RD, w_EDF = jnp.ones((300, 2)), jnp.arange(1.0, 4.0)[:, None, None] * jnp.eye(2)[None]
+    y_RF = api.grouped_matmul(x_RD, w_EDF, jnp.array([100, 100, 100], dtype), impl=impl)
+    assert y_RF[:, 0].tolist() == [1.0] * 100 + [2.0] * 100 + [3.0] * 100
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (7, 0, 0), (-1, 4, 2), (3, -2, 6)])
+def test_sizes_that_cannot_be_are_refused_or_bounded(sizes: tuple[int, ...]):
+    """Where they are known they are refused; where not, rows end groups and none is negative."""
+    x_RD, w_EDF = jnp.ones((6, 2)), jnp.arange(1.0, 4.0)[:, None, None] * jnp.eye(2)[None]
+    with pytest.raises(ValueError, match=r"sizes are \[.*\]; allowed: none below 0, 6 in all"):
+        api.grouped_matmul(x_RD, w_EDF, jnp.array(sizes))
+    rows = [e + 1.0 for e, size in enumerate(sizes) for _ in range(size)][:6]
+    for impl in ("reference", "xla"):
+        run = jax.jit(
+            lambda sizes_E, impl=impl: api.grouped_matmul(x_RD, w_EDF, sizes_E, impl=impl)
+        )
+        assert run(jnp.array(sizes))[:, 0].tolist() == rows
