@@ -18,6 +18,8 @@ from jaxlm.bench.kernel_runs import Work
 from jaxlm.bench.kernel_tables import public_blocks
 from pallas_kernels.attention.tpu_backward_blocks import backward_class
 from pallas_kernels.tuning.attention import forward_class
+from pallas_kernels.tuning.cross_entropy import fitted
+from pallas_kernels.tuning.table import SIZES
 
 Sizes = dict[str, Any]
 
@@ -48,6 +50,10 @@ class Kernel:
     @property
     def shapes(self) -> dict[str, Any]:
         return SHAPES[self.operation]
+
+    def has_row(self, shape: str) -> bool:
+        """Whether a search at this shape decides a row of our tables."""
+        return self.is_ours and self.row(self.shapes[shape]) is not None
 
     def work(self, shape: str, chip: str, blocks: Sizes | None) -> Work:
         """What to compile; blocks None: ours as the tables say, a public one at its best known."""
@@ -83,9 +89,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-FORWARD_SIZES = (
-    "queries", "keys", "diagonal", "bounded_diagonal", "mxu_sums", "split_scale", "parts",
-)  # fmt: skip
+def _row(operation: str, shape_class: str) -> tuple[str, str, tuple[str, ...]]:
+    return operation, shape_class, SIZES[operation]
 
 
 def _forward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
@@ -93,18 +98,17 @@ def _forward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
     names = ("causal_4k", "window_8k", "documents_8k")
     if shape not in [attention.SHAPES[name] for name in names]:
         return None
-    return "attention_forward", forward_class(not shape.has_ids, shape.window), FORWARD_SIZES
+    return _row("attention_forward", forward_class(not shape.has_ids, shape.window))
 
 
 def _backward_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
     if _forward_row(shape) is None:
         return None
-    shape_class = backward_class(not shape.has_ids, shape.window)
-    return "attention_backward", shape_class, ("block_kv", "tile_q", "block_diag")
+    return _row("attention_backward", backward_class(not shape.has_ids, shape.window))
 
 
 def _cross_entropy_row(shape: Any) -> tuple[str, str, tuple[str, ...]] | None:
-    return "cross_entropy", f"{shape.V} x {shape.D}", ("rows", "block_v")
+    return _row("cross_entropy", f"{shape.V} x {shape.D}")
 
 
 def _grouped_row(shape: Any, direction: str) -> tuple[str, str, tuple[str, ...]] | None:
@@ -113,7 +117,7 @@ def _grouped_row(shape: Any, direction: str) -> tuple[str, str, tuple[str, ...]]
         return None
     D, F = (s.F, s.D) if direction == "dx" else (s.D, s.F)
     shape_class = f"{D} x {F}" if direction == "dw" else f"{s.E} x {D} x {F}"
-    return f"grouped_matmul_{direction}", shape_class, ("rows", "columns")
+    return _row(f"grouped_matmul_{direction}", shape_class)
 
 
 def _flash_blocks(shape: Any, chip: str) -> list[Sizes]:
@@ -170,10 +174,12 @@ def _backward_changes(shape: Any, chip: str) -> list[Sizes]:
 
 
 def _cross_entropy_changes(shape: Any, chip: str) -> list[Sizes]:
-    stands = cross_entropy.choice(shape, chip)
-    kept = lambda rows: min(1.0, stands.kept_frac * stands.rows / rows)  # in the same memory
-    sizes = itertools.product((512, 1024), (256, 384, 512, 768))
-    return [{"rows": r, "block_v": v, "kept_frac": kept(r)} for r, v in sizes]
+    """Those that a row of the table gives back as they were tried: which fit, and are shared."""
+    sizes = list(itertools.product((512, 1024), (256, 384, 512, 768)))
+    found = [fitted(chip, shape.R, shape.V, shape.D, 2, 2, *some) for some in sizes]
+    return [
+        c._asdict() for c, some in zip(found, sizes, strict=True) if (c.rows, c.block_v) == some
+    ]
 
 
 def _grouped_changes(shape: Any, chip: str, direction: str) -> list[Sizes]:

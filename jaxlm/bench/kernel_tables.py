@@ -11,6 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxlm.core.canonical import write_atomic
+from jaxlm.core.errors import ConfigError
+from pallas_kernels.tuning.table import tuned
+
 PUBLIC = Path(__file__).with_name("public_kernels.json")
 Row = dict[str, Any]
 
@@ -27,15 +31,31 @@ def versions() -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    """Raises ConfigError for a file that holds no rows."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except ValueError as e:
+        raise ConfigError(f"{path} is damaged: {e}; give it back as it came") from e
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path} is damaged: no list of rows; give it back as it came")
+    return rows
+
+
+def check_tables() -> None:
+    """Raises ConfigError for a damaged table of block sizes, before anything is compiled."""
+    read_rows(PUBLIC)
+    try:
+        tuned("", "", "", "")
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
 
 
 def keep_row(path: Path, row: Row, keys: tuple[str, ...]) -> None:
     """Puts a row in the place of the one of the same keys; a row a line, sorted."""
-    rows = [old for old in read_rows(path) if any(old[key] != row[key] for key in keys)]
-    rows = sorted([*rows, row], key=lambda row: [str(row[key]) for key in keys])
+    rows = [old for old in read_rows(path) if any(old.get(key) != row[key] for key in keys)]
+    rows = sorted([*rows, row], key=lambda row: [str(row.get(key)) for key in keys])
     text = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    write_atomic(path, f"[\n{text}\n]\n".encode())
 
 
 @functools.cache

@@ -22,7 +22,9 @@ from typing import Any
 
 from jaxlm.bench.kernel_tables import versions
 from jaxlm.bench.schedule import DUMP_FLAGS, TOPOLOGY
+from jaxlm.core.canonical import write_atomic
 from jaxlm.core.errors import ConfigError
+from jaxlm.core.typed import nearest
 from jaxlm.telemetry.readable import aligned
 
 HEADER = (
@@ -76,7 +78,9 @@ def selected(allowed: list[str], wanted: Iterable[str] | None, what: str) -> lis
     for text in wanted:
         some = [name for name in allowed if name == text or name.startswith(f"{text}/")]
         if not some:
-            raise ConfigError(f"--{what}: unknown {text!r}; allowed: {', '.join(allowed)}")
+            parts = [name.split("/") for name in allowed]
+            paths = {"/".join(of[:n]) for of in parts for n in range(1, len(of) + 1)}
+            raise ConfigError(f"--{what}: unknown {text!r}; {nearest(text, paths)}")
         found += some
     return list(dict.fromkeys(found))
 
@@ -113,14 +117,24 @@ def measure(kernel: str, shape: str, chip: str, blocks: dict[str, Any] | None = 
 
     blocks = blocks or KERNELS[kernel].standing(shape, chip) or None
     path = _cached(kernel, shape, chip, blocks)
-    if not path.exists():
+    found = _kept(path)
+    if found is None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # a mistake ends here, not after a minute
         found = _compile(kernel, shape, chip, blocks)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(path)
-    found = json.loads(path.read_text(encoding="utf-8"))
+        write_atomic(path, json.dumps(found).encode())
     return Row(shape, kernel, chip, found.get("cost"), found.get("reason", ""), blocks)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """A cost, or the reason why there is none; None if there is no such file, or a damaged one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    is_whole = isinstance(found.get("cost"), dict) or isinstance(found.get("reason"), str)
+    return found if is_whole else None
 
 
 def _compile(kernel: str, shape: str, chip: str, blocks: dict[str, Any] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jaxlm.core.typed import nearest
 
 MOST_RUNS = 10_000  # of a budget: a policy that spends them takes half a minute in one world
 MOST_WORLDS = 100_000
+MOST_SIZES = 16  # block sizes of one kernel that a search tries
 GATE_RUNS = (32, 64, 128)  # at the larger scale
 WHAT = {
     "step": "the bare jitted step: tokens/s, share of the machine's matrix limit, where time goes",
@@ -40,6 +41,10 @@ READERS = {  # option -> who reads it; any other would pass over it in silence
     "shapes": ("kernels",),
     "chips": ("kernels",),
     "kernels": ("kernels",),
+    "sweep": ("kernels",),
+    "tune": ("kernels",),
+    "most": ("kernels",),
+    "gpu": ("kernels",),
     "policies": ("policies",),
     "worlds": ("policies",),
     "budgets": ("policies",),
@@ -64,17 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", metavar="FILE", help="write all figures there too; diagnose as well"
     )
+    for flag, text in (
+        ("sweep", "try block sizes of public kernels, keep the best"),
+        ("tune", "try block sizes of our kernels, rewrite their tables"),
+        ("gpu", "measure attention on this machine's GPU instead"),
+    ):
+        group.add_argument(f"--{flag}", action="store_true", default=None, help=text)
     group.add_argument(
-        "--sweep", action="store_true", help="try block sizes of public kernels, keep the best"
-    )
-    group.add_argument(
-        "--tune", action="store_true", help="try block sizes of our kernels, rewrite their tables"
-    )
-    group.add_argument(
-        "--most", type=int, default=16, help="block sizes to try of each (default %(default)s)"
-    )
-    group.add_argument(
-        "--gpu", action="store_true", help="measure attention on this machine's GPU instead"
+        "--most", type=int, metavar="N", help=f"block sizes to try of each (default {MOST_SIZES})"
     )
     group = parser.add_argument_group("policies")
     for what in ("policies", "worlds", "budgets"):
@@ -114,9 +116,23 @@ def _check(args: argparse.Namespace) -> None:
     least = LEAST_STEPS.get(args.what, args.steps)
     if args.steps < least:
         raise ConfigError(f"--steps must be >= {least}, got {args.steps}")
-    if args.most < 1:
-        raise ConfigError(f"--most must be >= 1, got {args.most}")
+    _check_kernels(args)
     check_outputs(args.json, args.html)
+
+
+def _check_kernels(args: argparse.Namespace) -> None:
+    """Raises ConfigError for options of bench kernels of which one would be passed over."""
+    if args.most is not None and args.most < 1:
+        raise ConfigError(f"--most must be >= 1, got {args.most}")
+    if args.most is not None and not (args.tune or args.sweep):
+        raise ConfigError("--most is of --tune and --sweep; add one of them")
+    for mode, others in (
+        ("gpu", ("shapes", "chips", "kernels", "json", "tune", "sweep")),
+        ("tune", ("sweep",)),
+    ):
+        given = [name for name in others if getattr(args, name)]
+        if getattr(args, mode) and given:
+            raise ConfigError(f"--{given[0]} does not go with --{mode}; leave one of them out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -283,28 +299,31 @@ def _run_gpu_kernels() -> int:
 
 
 def _run_kernels(args: argparse.Namespace) -> int:
-    from jaxlm.bench.kernels import (
-        as_json,
-        bench_kernels,
-        choices,
-        combinations,
-        selected,
-        table,
-    )
+    from jaxlm.bench.kernel_tables import check_tables
+    from jaxlm.bench.kernels import bench_kernels, choices, combinations, selected, table
     from jaxlm.telemetry.display import make_display
 
+    check_tables()
     names = {what: selected(all_, getattr(args, what), what) for what, all_ in choices().items()}
     todo = combinations(**names)
+    if not todo:
+        asked = ", ".join(args.kernels or ["any operation"])
+        raise ConfigError(f"no kernel of {asked} takes the shapes {', '.join(names['shapes'])}")
     if args.sweep or args.tune:
         return _search_blocks(args, todo)
     with make_display() as display:
         rows = bench_kernels(todo, display.progress)
-    if args.json:
-        Path(args.json).write_text(
-            as_json(rows, shlex.join(["jaxlm", *sys.argv[1:]])) + "\n", encoding="utf-8"
-        )
+    _write_rows(args.json, rows)
     print("\n".join(table(rows)))
     return 0
+
+
+def _write_rows(path: str | None, rows: list[Any]) -> None:
+    if path:
+        from jaxlm.bench.kernels import as_json
+
+        text = as_json(rows, shlex.join(["jaxlm", *sys.argv[1:]])) + "\n"
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def _search_blocks(args: argparse.Namespace, todo: list[tuple[str, str, str]]) -> int:
@@ -312,11 +331,20 @@ def _search_blocks(args: argparse.Namespace, todo: list[tuple[str, str, str]]) -
     from jaxlm.bench.kernel_tuning import keep_best_public, keep_ours, search, search_table
     from jaxlm.telemetry.display import make_display
 
-    todo = [
-        at for at in todo if KERNELS[at[0]].is_ours == args.tune and KERNELS[at[0]].tried(*at[1:])
+    is_kept = lambda kernel, shape: kernel.has_row(shape) if args.tune else not kernel.is_ours
+    searched = [
+        at for at in todo if is_kept(KERNELS[at[0]], at[1]) and KERNELS[at[0]].tried(*at[1:])
     ]
+    if not searched:
+        names = ", ".join(dict.fromkeys(kernel for kernel, *_ in todo))
+        whose = "our" if args.tune else "public"
+        raise ConfigError(
+            f"--{'tune' if args.tune else 'sweep'} finds nothing to keep: no table of {whose} block "
+            f"sizes has rows of {names} at these shapes"
+        )
     with make_display() as display:
-        rows = search(todo, args.most, display.progress)
+        rows = search(searched, args.most or MOST_SIZES, display.progress)
+    _write_rows(args.json, rows)
     print("\n".join(search_table(rows)))
     (keep_ours if args.tune else keep_best_public)(rows)
     return 0

@@ -45,14 +45,29 @@ LEAST_ROWS = 128  # of a chunk
 
 
 def config(chip: str, R: int, V: int, D: int, item_bytes: int, table_item_bytes: int) -> Config:
-    """Chunks of rows by chip, fewer where D is large; tiles that the cores can share.
+    """Sizes of the table, else by chip, as far as they fit.
 
     Raises ValueError if D is beyond `max_width`.
     """
     known = CHIPS[chip]
     dtype = "float32" if item_bytes == 4 else "bfloat16"
     found = tuned("cross_entropy", chip, f"{V} x {D}", dtype)
-    rows, block_v = found.get("rows", known.rows), found.get("block_v", known.block_v)
+    wanted = found.get("rows", known.rows), found.get("block_v", known.block_v)
+    return fitted(chip, R, V, D, item_bytes, table_item_bytes, *wanted)
+
+
+def fitted(
+    chip: str,
+    R: int,
+    V: int,
+    D: int,
+    item_bytes: int,
+    table_item_bytes: int,
+    rows: int,
+    block_v: int,
+) -> Config:
+    """Chunks of so many rows, fewer where D is large; tiles up to so wide that the cores can share."""
+    known = CHIPS[chip]
     while _vmem(rows, block_v, D, item_bytes, table_item_bytes) > known.vmem_bytes:
         if block_v > known.step_v:
             block_v = max(block_v - known.step_v, known.step_v)
