@@ -347,4 +347,8 @@ def _search_blocks(args: argparse.Namespace, todo: list[tuple[str, str, str]]) -
     _write_rows(args.json, rows)
     print("\n".join(search_table(rows)))
     (keep_ours if args.tune else keep_best_public)(rows)
+    tried = {kernel for kernel, *_ in searched}
+    left = dict.fromkeys(kernel for kernel, *_ in todo if args.kernels and kernel not in tried)
+    if left:
+        print(f"not searched, as no row would be kept: {', '.join(left)}")
     return 0

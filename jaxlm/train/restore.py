@@ -64,7 +64,9 @@ def runnable(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[RunConfig, str
         model = config.model
         auto: dict[str, Any] = {name: "auto" for name in IMPLS if getattr(model, name) == "pallas"}
         model = dataclasses.replace(model, **auto)
-        return dataclasses.replace(config, model=model), f"{e}: so it is, for this command"
+        return dataclasses.replace(
+            config, model=model
+        ), f"{e.__cause__}; 'auto' takes its place here"
     return config, None
 
 

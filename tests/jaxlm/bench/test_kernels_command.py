@@ -65,3 +65,11 @@ def test_all_figures_are_written(tmp_path: Path, words: list[str]) -> None:
     kept = [row["shape_class"] for row in read_rows(kernel_tuning.PATH)]
     assert kept == (["32000 x 4096"] if words else [])
     assert table.PATH != kernel_tuning.PATH
+
+
+def test_kernels_that_a_search_passes_over_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    others = "cross_entropy/both/ours,cross_entropy/both/ours_f32_table"
+    assert main(["bench", "kernels", *ONE, "--kernels", others, "--tune", "--most", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "not searched, as no row would be kept: cross_entropy/both/ours_f32_table"
+    )
