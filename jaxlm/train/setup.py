@@ -129,7 +129,8 @@ def kernel_choices(config: RunConfig, mesh: Mesh) -> dict[str, str]:
                 found["experts"] = experts.chosen(model.expert_impl, *widths, model.compute_dtype)
             return found
     except ValueError as e:
-        raise ConfigError(f"ModelConfig: {e}; set it to 'auto'") from e
+        is_choice = "impl 'pallas'" in str(e)  # not a damaged table of block sizes
+        raise ConfigError(f"ModelConfig: {e}; set it to 'auto'" if is_choice else str(e)) from e
 
 
 def abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict[str, Any]:

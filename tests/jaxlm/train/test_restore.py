@@ -9,6 +9,7 @@ import pytest
 from jaxlm.bench.step import set_up
 from jaxlm.config import RunConfig
 from jaxlm.core.errors import ConfigError
+from jaxlm.nn import kernels
 from jaxlm.sharding.config import MeshConfig
 from jaxlm.sharding.mesh import make_mesh
 from jaxlm.train.restore import fitted, runnable
@@ -62,3 +63,12 @@ def test_a_run_of_other_devices_goes_without_their_kernels():
 def test_the_choices_are_told_at_the_start():
     line = describe_kernels(with_model(attention_impl="reference"))["kernels"]
     assert line.startswith("attention reference, loss reference")
+
+
+def test_a_damaged_table_is_no_mistake_of_the_config(monkeypatch):
+    def fail(*_: object) -> None:
+        raise ValueError("blocks.json is damaged: no list of rows")
+
+    monkeypatch.setattr(kernels, "chosen", fail)
+    with pytest.raises(ConfigError, match=r"^blocks.json is damaged: no list of rows$"):
+        describe_kernels(CONFIG)
