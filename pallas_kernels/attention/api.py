@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention: the one function that models call.
+"""Attention: the one function that models call, in bf16, f16 or f32.
 
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  H head width
 """
@@ -8,12 +8,18 @@ import functools
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.attention import reference, xla
+from pallas_kernels.attention.check import (
+    check_arrays,
+    check_dtypes,
+    check_options,
+    checked_offsets,
+    chip_or_running,
+)
 from pallas_kernels.attention.masks import Mask, Start
 from pallas_kernels.tuning.attention_gpu import WIDEST
-from pallas_kernels.tuning.chips import GPUS, running_chip, running_gpu
+from pallas_kernels.tuning.chips import GPUS
 
 Impl = Literal["auto", "reference", "xla", "pallas"]
 
@@ -42,11 +48,11 @@ def attention(
 
     scale:        None means 1/sqrt(H)
     causal:       a query sees no keys after its own position
-    window:       a query sees the newest `window` keys only, its own position included
+    window:       a query sees the newest `window` keys only, its own position included; to 2^30
     segment_ids:  ids of queries (B, T) and keys (B, S); a query sees keys of its own id
     softcap:      scores become cap * tanh(scores / cap)
     sinks_N:      one learned logit per head that takes weight and gives nothing; -inf for none
-    q_offset, k_offset:  positions of the first query and key, known at run time: scalar or (B,)
+    q_offset, k_offset:  positions of the first query and key, even at run time: to 2^28, scalar or (B,)
     logit_bound:  upper bound of |scale * q k|, scalar or (B, N), if the caller knows one (queries
                   and keys of norm 1 give `scale`); the TPU kernel drops the running maximum where
                   it is low enough.  None: |q| |k| at their largest.  A wrong bound overflows.
@@ -54,16 +60,18 @@ def attention(
                   all scores and sinks, in nats; -inf where there is none.  See merge.py.
     impl:         "reference" is the definition, "xla" visits only the blocks that the mask can
                   need, "pallas" is the kernel, "auto" takes the last of these that applies
-    chip:         a TPU (v5e, v5p, v6e, tpu7x) or GPU (a100, l4, h100, h200) to compile for; None:
-                  the one that runs
+    chip:         the TPU or GPU to compile for, of check.CHIPS; None: the one that runs
     Raises ValueError for arguments that do not fit, or an impl that cannot run here.
     """
-    _check(q_BTNH, k_BSKH, v_BSKH, window, softcap, segment_ids, sinks_N, q_offset, k_offset)
-    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    check_arrays(q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks_N, logit_bound)
+    check_options(scale, causal, window, softcap)
+    q_offset, k_offset = checked_offsets(q_offset, k_offset, len(q_BTNH))
+    chip = chip_or_running(chip)
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
     distance = q_offset - k_offset
-    chip = chip or running_chip() or running_gpu()
     can_skip = xla.applies(q_BTNH, k_BSKH, causal=causal, q_offset=distance)
     impl = choose(impl, why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH), q_BTNH.shape[1], can_skip)
+    check_dtypes(q_BTNH, k_BSKH, v_BSKH)
     if impl == "pallas":
         kernels = kernels_of(chip)
         options = kernels.Options(Mask(causal, window), scale, softcap, chip or "", False)
@@ -123,44 +131,3 @@ def why_not_pallas(
     if chip in GPUS and max(q_BTNH.shape[3], v_BSKH.shape[3]) > WIDEST:
         return f"heads are {q_BTNH.shape[3]} and {v_BSKH.shape[3]} wide; allowed: to {WIDEST}"
     return None
-
-
-def _check(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    window: int | None,
-    softcap: float | None,
-    segment_ids: tuple[jax.Array, jax.Array] | None,
-    sinks_N: jax.Array | None,
-    q_offset: Start,
-    k_offset: Start,
-) -> None:
-    for name, x in (("q_BTNH", q_BTNH), ("k_BSKH", k_BSKH), ("v_BSKH", v_BSKH)):
-        if len(x.shape) != 4:
-            raise ValueError(f"{name} is {x.shape}; allowed: four dimensions")
-    B, T, N, H = q_BTNH.shape
-    S, K, V = *k_BSKH.shape[1:3], v_BSKH.shape[3]
-    if N % K:
-        raise ValueError(f"{N} query heads are no multiple of {K} kv heads")
-    shapes: list[tuple[str, Any, tuple[int, ...]]] = [
-        ("k_BSKH", k_BSKH, (B, S, K, H)),
-        ("v_BSKH", v_BSKH, (B, S, K, V)),
-    ]
-    if segment_ids is not None:
-        shapes += [
-            ("segment_ids[0]", segment_ids[0], (B, T)),
-            ("segment_ids[1]", segment_ids[1], (B, S)),
-        ]
-    if sinks_N is not None:
-        shapes.append(("sinks_N", sinks_N, (N,)))
-    for name, x, allowed in shapes:
-        if tuple(x.shape) != allowed:
-            raise ValueError(f"{name} is {tuple(x.shape)}; allowed: {allowed}")
-    for name, offset in (("q_offset", q_offset), ("k_offset", k_offset)):
-        if jnp.shape(offset) not in ((), (1,), (B,)):
-            raise ValueError(f"{name} is {jnp.shape(offset)}; allowed: a scalar or ({B},)")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; allowed: None, or 1 and more")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; allowed: None, or more than 0")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import gpu_backward, gpu_forward
 from pallas_kernels.attention.gpu_tiles import Plan
 from pallas_kernels.attention.masks import Mask, Start, block_ranges
+from pallas_kernels.attention.once import once
 from pallas_kernels.tuning.attention_gpu import AttentionBlocks, Blocks, attention_blocks
 
 
@@ -97,6 +98,7 @@ def _attention_fwd(options, q_BTNH, k_BSKH, v_BSKV, sinks_N, inputs):  # type: i
     return (out_BTNV, lse_BNT), (q_BTNH, k_BSKH, v_BSKV, sinks_N, inputs, out_BTNV, lse_BNT)
 
 
+@once
 def _attention_bwd(options, residuals, cotangents):  # type: ignore[no-untyped-def]
     q_BTNH, k_BSKH, v_BSKV, sinks_N, inputs, out_BTNV, lse_BNT = residuals
     d_out_BTNV, d_lse_BNT = cotangents

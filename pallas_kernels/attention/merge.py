@@ -14,21 +14,29 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.check import check_array
+
 
 def merge(outs: Sequence[jax.Array], lses: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """outs (B, T, N, V) and lses (B, N, T) of every part -> (out, lse) of all keys together.
 
     Sums in f32; out in the dtype of the first.  Queries that no part shows a key get 0 and -inf.
-    Raises ValueError if there are no parts, or not as many lses as outs.
+    A lse that is NaN or +inf, which no finite scores give, makes lse NaN.
+    Raises ValueError if there are no parts, not as many lses as outs, or shapes that do not agree.
     """
+    outs, lses = list(outs), list(lses)
     if not outs or len(outs) != len(lses):
         raise ValueError(f"{len(outs)} outs and {len(lses)} lses; needs as many, and at least one")
+    B, T, N, _ = outs[0].shape
+    for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
+        check_array(f"outs[{i}]", out, outs[0].shape)
+        check_array(f"lses[{i}]", lse, (B, N, T))
     lse_PBNT = jnp.stack(lses)
     peak_BNT = jax.lax.stop_gradient(jnp.max(lse_PBNT, axis=0))
     peak_BNT = jnp.where(peak_BNT == -jnp.inf, 0.0, peak_BNT)
     weight_PBNT = jnp.exp(lse_PBNT - peak_BNT[None])
     total_BNT = jnp.sum(weight_PBNT, axis=0)
-    is_seen_BNT = total_BNT > 0
+    is_seen_BNT = total_BNT != 0
     total_BNT = jnp.where(is_seen_BNT, total_BNT, 1.0)
     share_PBTN1 = jnp.swapaxes(weight_PBNT / total_BNT[None], 2, 3)[..., None]
     out_BTNV = sum(s * o.astype(jnp.float32) for s, o in zip(share_PBTN1, outs, strict=True))

@@ -7,16 +7,23 @@ Since lse and out are those of all keys, the parts' gradients of q add up and th
 final: what the backward pass of ring attention needs at each of its stops.  See merge.py.
 
 Legend: B batch  T query positions  S key positions  N query heads  K kv heads  G = N/K
-        H head width
+        H head width  V width of v
 """
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.api import Impl, choose, kernels_of, why_not_pallas
+from pallas_kernels.attention.check import (
+    check_array,
+    check_arrays,
+    check_dtypes,
+    check_options,
+    checked_offsets,
+    chip_or_running,
+)
 from pallas_kernels.attention.masks import Mask, Start
 from pallas_kernels.attention.reference import attention_mask
-from pallas_kernels.tuning.chips import running_chip, running_gpu
 
 
 def gradients(
@@ -38,18 +45,31 @@ def gradients(
     """(dq, dk, dv) of causal attention, in the dtypes of q, k and v; options as in api.attention.
 
     out and lse are of all keys and of the sinks; the scale is 1/sqrt(H).
-    Raises ValueError for an impl that cannot run here.
+    Raises ValueError for arguments that do not fit, or an impl that cannot run here.
     """
-    chip = chip or running_chip() or running_gpu()
+    if impl == "xla":
+        raise ValueError(
+            "attention impl 'xla' has no gradients by parts; allowed: auto, reference, pallas"
+        )
+    check_arrays(q_BTNH, k_BSKH, v_BSKH, segment_ids, None, None)
+    check_options(None, True, window, softcap)
+    (B, T, N, _), V = q_BTNH.shape, v_BSKH.shape[3]
+    check_array("out_BTNH", out_BTNH, (B, T, N, V), "floating point")
+    check_array("lse_BNT", lse_BNT, (B, N, T), "floating point")
+    check_array("d_out_BTNH", d_out_BTNH, (B, T, N, V), "floating point")
+    q_offset, k_offset = checked_offsets(q_offset, k_offset, B)
+    chip = chip_or_running(chip)
     reason = why_not_pallas(chip, q_BTNH, k_BSKH, v_BSKH)
     arrays = q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BNT, d_out_BTNH
     mask, scale = Mask(True, window), q_BTNH.shape[-1] ** -0.5
-    if choose(impl, reason, q_BTNH.shape[1], can_skip=False) == "pallas":
+    how = choose(impl, reason, T, can_skip=False)
+    check_dtypes(q_BTNH, k_BSKH, v_BSKH)
+    if how == "pallas":
         kernels = kernels_of(chip)
         options = kernels.Options(mask, scale, softcap, chip or "", False)
         return kernels.gradients(*arrays, segment_ids, q_offset, k_offset, options)
     mask_BTS = attention_mask(
-        q_BTNH.shape[1],
+        T,
         k_BSKH.shape[1],
         causal=True,
         window=window,
@@ -74,7 +94,7 @@ def _gradients(
     f32 = jnp.float32
     (B, T, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
     q, out, d_out = (
-        x.astype(f32).reshape(B, T, K, N // K, -1) for x in (q_BTNH, out_BTNH, d_out_BTNH)
+        x.astype(f32).reshape(B, T, K, N // K, x.shape[3]) for x in (q_BTNH, out_BTNH, d_out_BTNH)
     )
     k, v = k_BSKH.astype(f32), v_BSKH.astype(f32)
     lse_BKGT1 = lse_BNT.reshape(B, K, N // K, T, 1)

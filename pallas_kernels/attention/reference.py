@@ -76,7 +76,8 @@ def attention(
     )
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
 
-    peak_BKGT1 = jnp.max(scores_BKGTS, axis=-1, keepdims=True)
+    least = None if S else -jnp.inf  # the maximum of no keys
+    peak_BKGT1 = jnp.max(scores_BKGTS, axis=-1, keepdims=True, initial=least)
     sinks_1KG11 = None
     if sinks_N is not None:
         sinks_1KG11 = sinks_N.astype(f32).reshape(1, K, N // K, 1, 1)

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention import tpu_backward, tpu_forward
 from pallas_kernels.attention.masks import Mask, Start
+from pallas_kernels.attention.once import once
 
 KEPT = "attention_kernel"
 
@@ -77,17 +78,14 @@ def gradients(
     options: Options,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dq, dk, dv) by a part of the keys that made out and lse: see parts.py."""
+    q_ids_BT, k_ids_BS = segment_ids or (None, None)
+    runtime = Runtime(q_ids_BT, k_ids_BS, _unless_zero(q_start), _unless_zero(k_start), None)
     heads_first = lambda x: jnp.swapaxes(x, 1, 2)
     q_BNTH, k_BKSH, v_BKSH, out_BNTH, d_out_BNTH = map(
         heads_first, (q_BTNH, k_BSKH, v_BSKH, out_BTNH, d_out_BTNH)
     )
-    *found, _ = tpu_backward.backward(
-        *(q_BNTH, k_BKSH, v_BKSH, out_BNTH, lse_BNT, d_out_BNTH, None),
-        segment_ids=segment_ids,
-        q_start=q_start,
-        k_start=k_start,
-        **options._asdict(),
-    )
+    residuals = q_BNTH, k_BKSH, v_BKSH, None, runtime, out_BNTH, lse_BNT
+    found = _attention_bwd(options, residuals, (d_out_BNTH, None))[:3]
     dq_BTNH, dk_BSKH, dv_BSKH = map(heads_first, found)
     return dq_BTNH, dk_BSKH, dv_BSKH
 
@@ -119,6 +117,7 @@ def _attention_fwd(options, q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime):  # type: 
     return (out_BNTH, lse_BNT), (q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime, out_BNTH, lse_BNT)
 
 
+@once
 def _attention_bwd(options, residuals, cotangents):  # type: ignore[no-untyped-def]
     q_BNTH, k_BKSH, v_BKSH, sinks_N, runtime, out_BNTH, lse_BNT = residuals
     d_out_BNTH, d_lse_BNT = cotangents

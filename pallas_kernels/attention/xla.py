@@ -43,7 +43,7 @@ def attention(
     T = q_BTNH.shape[1]
     block = max(MIN_BLOCK, -(-T // NUM_BLOCKS))
     parts = []
-    for start in range(0, T, block):
+    for start in range(0, max(T, 1), block):  # without queries one block, which is empty
         stop = min(start + block, T)
         first = 0 if window is None else max(0, start - window + 1)
         ids = segment_ids and (segment_ids[0][:, start:stop], segment_ids[1][:, first:stop])
