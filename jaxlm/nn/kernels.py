@@ -57,11 +57,12 @@ def attention(
 
     Where queries are split along the sequence, chunks stand in zig-zag order: see nn/context.py.
     window, softcap, impl:  as in pallas_kernels.attention.api; logit_bound is a scalar
+    Raises ValueError as that does, and for "xla" where queries are split along the sequence.
     """
     options = context.Options(window, softcap, impl, mesh_chip())
     run: Any = partial(_whole_sequence, options=options)
     if context.is_split():
-        options = options._replace(impl="auto" if impl == "xla" else impl)  # it has no offsets
+        _check_split(impl)
         is_ring = spec(("key_seq",))[0] is not None
         run = partial(ring.ring if is_ring else context.all_gather, options=options)
     elif options.chip is None and num_parts("context") == 1:
@@ -71,6 +72,15 @@ def attention(
     in_specs = (queries, keys, keys, spec(("batch", "query_seq")), spec(("query_heads",)), jax.P())
     mapped = jax.shard_map(run, in_specs=in_specs, out_specs=queries, check_vma=False)
     return mapped(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, sinks_N, logit_bound)
+
+
+def _check_split(impl: Impl) -> None:
+    if impl == "xla":  # it has no offsets
+        n = num_parts(context.AXIS)
+        raise ValueError(
+            f"attention impl 'xla' cannot run: the sequence is split over {n} devices; "
+            "allowed: auto, reference, pallas"
+        )
 
 
 def _whole_sequence(
@@ -161,15 +171,19 @@ def chosen(
 
     D, dtype: of the model's stream; the loss of a wide one has no kernel
 
-    Raises ValueError for a kernel that was asked for and cannot run.
+    Raises ValueError for a kernel, or "xla", that was asked for and cannot run.
     """
+    is_split, num_queries = context.is_split(), T
+    if is_split:  # attention is called for a chunk of queries, two to a device
+        _check_split(attention_impl)
+        num_queries = T // (2 * num_parts(context.AXIS))
     chip, tpu = mesh_chip(), mesh_tpu()
     devices = f"the mesh is of {chip or jax.default_backend()} devices"
     why_not = None if chip else f"{devices}, not of TPUs or GPUs that have a kernel"
     if loss_impl == "pallas" and not tpu:
         raise ValueError(f"loss impl 'pallas' cannot run: {devices}, not of TPUs")
     return {
-        "attention": attention_api.choose(attention_impl, why_not, T, can_skip=True),
+        "attention": attention_api.choose(attention_impl, why_not, num_queries, not is_split),
         "loss": _loss_chosen(loss_impl, rows * T, V, D, dtype),
         "chip": chip or "none",
     }
