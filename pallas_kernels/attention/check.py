@@ -56,11 +56,7 @@ def check_arrays(
 ) -> None:
     """Shapes, which may have no rows, queries or keys, and dtypes of all but q, k and v."""
     for name, x in (("q_BTNH", q_BTNH), ("k_BSKH", k_BSKH), ("v_BSKH", v_BSKV)):
-        _check_is_array(name, x)
-        if len(x.shape) != 4:
-            raise ValueError(f"{name} is {x.shape}; allowed: four dimensions")
-        if 0 in x.shape[2:]:
-            raise ValueError(f"{name} is {x.shape}; allowed: heads, at least 1 of width 1")
+        check_heads(name, x)
     B, T, N, H = q_BTNH.shape
     S, K, V = *k_BSKH.shape[1:3], v_BSKV.shape[3]
     if N % K:
@@ -118,6 +114,15 @@ def check_dtypes(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKV: jax.Array) -> Non
     if len({*names}) > 1 or names[0] not in DTYPES:
         allowed = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}, one for all"
         raise ValueError(f"q_BTNH, k_BSKH and v_BSKH are {', '.join(names)}; allowed: {allowed}")
+
+
+def check_heads(name: str, x: Any) -> None:
+    """Rows, positions, heads and their width, of which only rows and positions may be none."""
+    _check_is_array(name, x)
+    if len(x.shape) != 4:
+        raise ValueError(f"{name} is {x.shape}; allowed: four dimensions")
+    if 0 in x.shape[2:]:
+        raise ValueError(f"{name} is {x.shape}; allowed: heads, at least 1 of width 1")
 
 
 def check_array(name: str, x: Any, shape: tuple[int, ...], kind: str | None = None) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.check import check_array
+from pallas_kernels.attention.check import check_array, check_heads
 
 
 def merge(outs: Sequence[jax.Array], lses: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -27,6 +27,7 @@ def merge(outs: Sequence[jax.Array], lses: Sequence[jax.Array]) -> tuple[jax.Arr
     outs, lses = list(outs), list(lses)
     if not outs or len(outs) != len(lses):
         raise ValueError(f"{len(outs)} outs and {len(lses)} lses; needs as many, and at least one")
+    check_heads("outs[0]", outs[0])
     B, T, N, _ = outs[0].shape
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         check_array(f"outs[{i}]", out, outs[0].shape)

@@ -112,6 +112,8 @@ def test_parts_of_other_shapes_are_not_merged():
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             merge([Q, out], [LSE, lse])
+    with pytest.raises(ValueError, match=r"^outs\[0\] is \(4, 2, 8\); allowed: four dimensions"):
+        merge([Q[0]], [LSE[0]])
 
 
 def test_parts_may_be_stacked_and_an_infinite_sum_does_not_turn_into_none():
