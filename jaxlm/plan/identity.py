@@ -28,11 +28,13 @@ TRACED = (
 )
 
 # Of JAX's settings those that make another program, or the same one with other numbers.  The rest of
-# what jit goes by only refuses, warns or says more.
+# what jit goes by only refuses, warns or says more.  Not every version of JAX has all of them.
 SETTINGS = (
+    "jax_accurate_erf_inv",
     "jax_allow_f16_reductions",
     "jax_auto_pcast",
     "jax_compiler_enable_remat_pass",
+    "jax_custom_jvp3",
     "jax_custom_vjp3",
     "jax_debug_infs",
     "jax_debug_nans",
@@ -66,6 +68,7 @@ SETTINGS = (
     "jax_threefry_partitionable",
     "jax_use_direct_linearize",
     "jax_use_emit_pipeline_primitive",
+    "jax_use_hlo_logistic_lowering",
     "jax_use_shardy_partitioner",
     "jax_xla_profile_version",
 )

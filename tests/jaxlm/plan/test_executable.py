@@ -173,8 +173,19 @@ def test_flags_in_a_file_are_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert xla_flags() == {"xla_a": "true", "xla_b": "3"}
 
 
+NOT_IN_ALL = {  # of the versions from 0.10.2 on: dropped before 0.12, and new there
+    "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_effort",
+    "jax_pallas_use_mosaic_gpu",
+    "jax_ragged_dot_use_gpu_pallas_triton_lowering",
+    "jax_accurate_erf_inv",
+    "jax_custom_jvp3",
+    "jax_use_hlo_logistic_lowering",
+}
+
+
 def test_every_setting_is_one_that_jax_has() -> None:
-    assert set(SETTINGS) <= set(jax.config.values)
+    assert set(SETTINGS) - set(jax.config.values) <= NOT_IN_ALL <= set(SETTINGS)
 
 
 def flip(data: bytes) -> bytes:
