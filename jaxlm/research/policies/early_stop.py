@@ -72,7 +72,7 @@ def early_stop(ideas: Sequence[str], budget: float, seed: int, knowledge: Knowle
             if not purse.affords([Trial(kept | {idea}, state.seed)]):
                 break
             threshold = state.threshold(idea)
-            curve = yield from _candidate(state, kept, idea)
+            curve = yield from _candidate(state, kept, idea, threshold)
             if curve is None:
                 continue  # it crashed, and need not come again
             if 1.0 in curve:
@@ -98,10 +98,10 @@ def _whole(state: _State, arm: frozenset[str]) -> Generator[list[Trial], Losses,
 
 
 def _candidate(
-    state: _State, kept: frozenset[str], idea: str
+    state: _State, kept: frozenset[str], idea: str, threshold: float
 ) -> Generator[list[Trial], Losses, Curve | None]:
     """The candidate's curve, up to where it was stopped; None where it crashed."""
-    arm, threshold = kept | {idea}, state.threshold(idea)
+    arm = kept | {idea}
     is_late = idea in state.knowledge.late
     curve: dict[float, float] = {}
     behind: list[float] = []  # the incumbent, at each reading

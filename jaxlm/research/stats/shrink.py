@@ -130,7 +130,7 @@ def keep_set(
     """The most ideas whose expected share of not-good ones is at most `false_discovery`.
 
     Only those with a shrunken effect below zero, and which `may` be kept.  null_helps: the chance that
-    an idea taken for one that does nothing helps after all; 0: nothing is exactly nothing.
+    an idea taken for one that does nothing helps after all; 0 where it truly does nothing.
     """
     p_wrong = 1 - post.p_good - null_helps * post.p_null
     wrong = np.where((post.mean < 0) & (True if may is None else may), p_wrong, np.inf)
