@@ -20,7 +20,7 @@ import numpy as np
 from jaxlm.research.policies.base import BASELINE, Knowledge, Losses, Outcome, Plan, Purse, Trial
 from jaxlm.research.policies.futility import Futility, share_interval
 
-FALSE_KILLS = 0.03  # mean predicted win probability of kills
+FALSE_KILLS = 0.015  # mean predicted win probability of kills
 MAX_P_WIN = 0.35  # of any one of them
 AUDIT = 0.07  # of would-be kills
 READINGS = 2  # of a run, that a decision looks at

@@ -4,7 +4,9 @@
 Over runs that were seen to their end, the final difference y is regressed on the last readings x of the
 difference, the newest and the one before: where a run stands, and where it is heading,
     y | x ~ a + b'x + t_{n-k} s sqrt(1 + z' (Z'Z)^-1 z),    z = (1, x), k its length,
-and a run is stopped when the probability of a win is small.  Stopping depends on x only, so the
+and a run is stopped when the probability of a win is small.  All differences are taken as
+arcsinh(d / median |y|), which is d near 0 and ln d far from it: else the few ideas that are far worse
+than the others would set b and s for those that are near a win.  Stopping depends on x only, so the
 regression stays unbiased though the losers are missing.  How often a stopped run would have won after
 all can only be known by running some on: a random share of would-be kills, the audit.
 """
@@ -35,13 +37,17 @@ class Futility:
         n, k = len(self.final), 1 + len(readings)
         if n < MIN_HISTORY:
             return 1.0
-        z, y = np.array([(1.0, *seen) for seen in self.readings]), np.array(self.final)
+        size = float(np.median(np.abs(self.final))) or 1.0
+        z = np.array([(1.0, *np.arcsinh(np.array(seen) / size)) for seen in self.readings])
+        y = np.arcsinh(np.array(self.final) / size)
         inverse = np.linalg.pinv(z.T @ z)
         slopes = inverse @ z.T @ y
         rest = y - z @ slopes
-        now = np.array([1.0, *readings])
+        now = np.array([1.0, *np.arcsinh(np.array(readings) / size)])
         spread = math.sqrt(float(rest @ rest) / (n - k) * (1 + float(now @ inverse @ now)))
-        short = threshold - float(now @ slopes)  # of it: how far the expected difference is
+        short = math.asinh(threshold / size) - float(
+            now @ slopes
+        )  # of it: how far what is expected is
         return float(stdtr(n - k, short / spread)) if spread else float(short > 0)
 
 

@@ -36,6 +36,17 @@ def test_the_chance_to_win_is_as_often_right_as_it_says(num_readings: int) -> No
         assert np.mean(np.array(told) < share) == pytest.approx(share, abs=4 * error)
 
 
+def test_ideas_that_are_far_worse_do_not_blur_those_near_a_win() -> None:
+    rng, history = np.random.default_rng(0), Futility()
+    for x in rng.normal(0, 1, 30):
+        history.add([x], x + rng.normal(0, 0.2))
+    before = history.p_win([1.0], 0.0)
+    for x in (30.0, 60.0, 100.0):  # of which little is left at the end
+        history.add([x], 0.2 * x)
+    assert before < 0.01
+    assert history.p_win([1.0], 0.0) < 0.05
+
+
 @dataclasses.dataclass
 class Curves:
     """Effects by name; those of `late` start far behind and arrive after half of the training."""
