@@ -63,6 +63,8 @@ def forward(
     is_plain = mask.causal and segment_ids is None and is_aligned and T == S
     itemsize = q_BNTH.dtype.itemsize
     blocks = blocks or forward_blocks(chip, T, S, H, V, itemsize, is_plain, mask.window)
+    if paths == "both" and segment_ids is not None and not blocks.mxu_sums and itemsize < 4:
+        paths = "online"  # most tiles are cut: there rounded sums cost more than a running maximum
     Q, J, C = blocks.queries, blocks.keys, blocks.chunk
     plan = Plan(
         mask=mask,
@@ -83,7 +85,9 @@ def forward(
     scalars = (
         jnp.broadcast_to(ranges, (B, plan.num_blocks, 4)).reshape(-1),
         jnp.broadcast_to(jnp.asarray(q_start - k_start, jnp.int32), (B,)),
-        _bounds(q_BNTH, k_BKSH, sinks, scale, softcap, logit_bound),
+        jnp.zeros(B * N)
+        if paths == "online"
+        else _bounds(q_BNTH, k_BKSH, sinks, scale, softcap, logit_bound),
         LOG2_E * sinks,
     )
     pad = plan.num_chunks * C - S  # zeros, for a NaN of v would survive a weight of 0

@@ -148,6 +148,16 @@ def test_the_bound_of_the_caller_chooses_the_path(logit_bound):
     assert (error > 1.0) == (logit_bound == 0.0)
 
 
+@pytest.mark.parametrize("blocks", [TINY, WIDE], ids=["vector_sums", "matrix_sums"])
+def test_packed_rows_take_the_maximum_where_the_vector_unit_sums(blocks):
+    """The sums of rounded weights would cost more there; a wrong bound shows which path it was."""
+    case = Case(T=128, spread=20.0, paths="both", lengths=(50, 78), blocks=blocks)
+    x, want = rounded(case, jnp.bfloat16)
+    out, _ = run(case, x, 0.0)
+    error = np.nan_to_num(np.abs(out - want["out"]).max(), nan=np.inf)
+    assert (error > 1.0) == blocks.mxu_sums
+
+
 MUTATIONS = {
     "no rescaling": ("_fold", lambda f: lambda p, s, *x: (s[0], *f(p, s, *x)[1:])),
     "maximum of one tile": (
