@@ -41,7 +41,8 @@ class Sizes(NamedTuple):
 def default_blocks(chip: str, dtype: jnp.dtype, has_diagonal: bool, window: int | None) -> Blocks:
     """By static schedule at a head width of 128."""
     # matrix units of 256 x 256 gain nothing from narrower steps, those of 128 x 128 do
-    blocks = Blocks(2048, 1024, 256) if chip in ("v6e", "tpu7x") else Blocks(2048, 512, 128)
+    narrow, wide = Blocks(2048, 512, 128), Blocks(2048, 1024, 256)
+    blocks = {"v6e": wide, "tpu7x": wide._replace(tile_q=2048)}.get(chip, narrow)
     if dtype == jnp.float32:
         blocks = Blocks(512, 256)
     elif window is not None:

@@ -80,9 +80,8 @@ def _rule(chip: str, itemsize: int, is_plain: bool, window: int | None) -> Forwa
     step, sums = (512 if is_wide else 256), chip == "v6e"
     if is_plain and window is None:
         keys = 1024 if is_wide else 512
-        # tpu7x and v5p gain 0.3 % and less by parts, v6e 2.8 %
-        parts = 4 if chip == "v6e" else 1
-        return ForwardBlocks(2048, keys, 0, step, 256, sums, is_wide, parts)
+        # v6e gains 2.8 % by parts, tpu7x 2.7 % at T=32768, v5p nothing
+        return ForwardBlocks(2048, keys, 0, step, 256, sums, is_wide, parts=4 if is_wide else 1)
     if is_plain and window is not None and window <= 2048:  # v6e, T=8192, window 1024: 0.285 ms
         queries = 1024 if window <= 1024 else 2048
         return ForwardBlocks(queries, 512, 0, step, 256, mxu_sums=sums, split_scale=is_wide)
