@@ -40,10 +40,7 @@ class Sizes(NamedTuple):
 
 def default_blocks(chip: str, dtype: jnp.dtype, has_diagonal: bool, window: int | None) -> Blocks:
     """By static schedule at a head width of 128."""
-    # v6e gains nothing from narrower steps at the diagonal, the others do
-    blocks = {"v6e": Blocks(2048, 1024, 256), "tpu7x": Blocks(2048, 1024, 128)}.get(
-        chip, Blocks(2048, 512, 128)
-    )
+    blocks = Blocks(2048, 1024 if chip in ("v6e", "tpu7x") else 512, 128)
     if dtype == jnp.float32:
         blocks = Blocks(512, 256)
     elif window is not None:
