@@ -72,7 +72,7 @@ def _rule(chip: str, itemsize: int, is_plain: bool, window: int | None) -> Forwa
     """By static schedule: jax 0.10.2, libtpu 0.0.42.1, bf16, head size 128, chunk to be filled in.
 
     Online / bounded in ms, B=4, 16 heads, T=4096, causal: v5p 0.788 / 0.680, v6e 0.837 / 0.730,
-    tpu7x 0.718 / 0.588.  v5e has v5p's matrix units and takes its blocks.
+    tpu7x 0.716 / 0.588.  v5e has v5p's matrix units and takes its blocks.
     """
     is_wide = chip in ("v6e", "tpu7x")  # matrix units of 256 x 256 rather than 128 x 128
     if itemsize == 4:

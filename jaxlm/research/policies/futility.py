@@ -45,10 +45,8 @@ class Futility:
         rest = y - z @ slopes
         now = np.array([1.0, *np.arcsinh(np.array(readings) / size)])
         spread = math.sqrt(float(rest @ rest) / (n - k) * (1 + float(now @ inverse @ now)))
-        short = math.asinh(threshold / size) - float(
-            now @ slopes
-        )  # of it: how far what is expected is
-        return float(stdtr(n - k, short / spread)) if spread else float(short > 0)
+        beyond = math.asinh(threshold / size) - float(now @ slopes)  # what is expected
+        return float(stdtr(n - k, beyond / spread)) if spread else float(beyond > 0)
 
 
 def share_interval(count: int, n: int, alpha: float = 0.05) -> tuple[float, float]:

@@ -47,7 +47,7 @@ class Case(float64.Case):
 
 
 def run(
-    case: Case, x: dict[str, Any], logit_bound: float | None = None
+    case: Case, x: dict[str, Any], logit_bound: float | None = None, chip: str = "v6e"
 ) -> tuple[np.ndarray, np.ndarray]:
     """(out (B, T, N, V), lse (B, N, T))."""
     start = case.q_start if isinstance(case.q_start, int) else jnp.asarray(case.q_start)
@@ -63,7 +63,7 @@ def run(
             q_start=start,
             k_start=case.k_start,
             logit_bound=logit_bound,
-            chip="v6e",
+            chip=chip,
             interpret=INTERPRET,
             blocks=case.blocks,
             paths=case.paths,
@@ -148,14 +148,14 @@ def test_the_bound_of_the_caller_chooses_the_path(logit_bound):
     assert (error > 1.0) == (logit_bound == 0.0)
 
 
-@pytest.mark.parametrize("blocks", [TINY, WIDE], ids=["vector_sums", "matrix_sums"])
-def test_packed_rows_take_the_maximum_where_the_vector_unit_sums(blocks):
-    """The sums of rounded weights would cost more there; a wrong bound shows which path it was."""
-    case = Case(T=128, spread=20.0, paths="both", lengths=(50, 78), blocks=blocks)
+@pytest.mark.parametrize(("chip", "is_bounded"), [("v5p", False), ("v6e", True), ("tpu7x", True)])
+def test_packed_rows_take_the_maximum_where_it_costs_less(chip, is_bounded):
+    """Than the sums of rounded weights; a wrong bound shows which path it was."""
+    case = Case(T=128, spread=20.0, paths="both", lengths=(50, 78))
     x, want = rounded(case, jnp.bfloat16)
-    out, _ = run(case, x, 0.0)
+    out, _ = run(case, x, 0.0, chip)
     error = np.nan_to_num(np.abs(out - want["out"]).max(), nan=np.inf)
-    assert (error > 1.0) == blocks.mxu_sums
+    assert (error > 1.0) == is_bounded
 
 
 MUTATIONS = {
